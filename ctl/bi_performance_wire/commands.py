@@ -1,0 +1,147 @@
+"""The command table: one row an operation, from which socket, HTTP, CLI, help and OpenAPI come.
+
+Rows name their argument and result types of `bi_performance_wire.types` as text, so that reading
+the table costs a control program that only wants `status` no import of the validation library.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    import msgspec
+
+
+class Command(NamedTuple):
+    """One operation.
+
+    `args` and `result` name structs in `bi_performance_wire.types` (None: no arguments, or a
+    result of any form). `http` is (verb, path). `cli` is the command's words as a person types
+    them. `positional` are the arguments that the CLI takes without a flag. `changes` marks what
+    alters state: only such a command is a POST, and `http.post` guards it.
+    """
+
+    name: str
+    summary: str
+    args: str | None = None
+    result: str | None = None
+    http: tuple[str, str] | None = None
+    cli: str | None = None
+    positional: tuple[str, ...] = ()
+    example: str | None = None
+    changes: bool = False
+
+    def args_type(self) -> type[msgspec.Struct] | None:
+        """The struct that validates this row's arguments."""
+        return _struct(self.args)
+
+    def result_type(self) -> type[msgspec.Struct] | None:
+        """The struct that describes this row's result."""
+        return _struct(self.result)
+
+
+def _struct(name: str | None) -> type[msgspec.Struct] | None:
+    if name is None:
+        return None
+    from bi_performance_wire import types
+
+    found: type[msgspec.Struct] = getattr(types, name)
+    return found
+
+
+COMMANDS: Final[tuple[Command, ...]] = (
+    Command("ping", "Answer true: the shortest possible round trip.", result=None),
+    Command("server.info", "Version, process, socket, files and limits.", result="ServerInfo"),
+    Command(
+        "server.config",
+        "Every setting with its value and where it came from.",
+        result="ConfigListing",
+        cli="config",
+        example="bi-performance config --json-output",
+    ),
+    Command(
+        "attach",
+        "Hand over the shared store and a page of counters as descriptors (SCM_RIGHTS).",
+        args="Attach",
+        result="Attached",
+    ),
+    Command(
+        "status",
+        "Is it well: each component with its state, and the reason when it is degraded.",
+        result="Status",
+        http=("GET", "/performance/status"),
+        cli="status",
+        example="bi-performance status",
+    ),
+    Command(
+        "cache.get",
+        "Read one value; nil when it is missing.",
+        args="CacheGet",
+        cli="cache get",
+        positional=("key",),
+        example="bi-performance cache get https://example.com/",
+    ),
+    Command("cache.get_many", "Read several values in one frame.", args="CacheGetMany"),
+    Command(
+        "cache.set",
+        "Store one value.",
+        args="CacheSet",
+        result="Stored",
+        cli="cache set",
+        positional=("key", "value"),
+        example="bi-performance cache set greeting hello --ttl 60",
+        changes=True,
+    ),
+    Command(
+        "cache.set_many",
+        "Store several values in one frame.",
+        args="CacheSetMany",
+        result="Stored",
+        changes=True,
+    ),
+    Command(
+        "cache.add",
+        "Store one value only when the key is absent; exact over all processes.",
+        args="CacheSet",
+        result="Stored",
+        changes=True,
+    ),
+    Command(
+        "cache.delete",
+        "Delete one key.",
+        args="CacheDelete",
+        result="Deleted",
+        cli="cache delete",
+        positional=("key",),
+        example="bi-performance cache delete greeting",
+        changes=True,
+    ),
+    Command(
+        "cache.keys",
+        "List keys, optionally those that a pattern matches.",
+        args="CacheKeys",
+        result="Keys",
+        cli="cache keys",
+        example="bi-performance cache keys --pattern 'https://*' --limit 20",
+    ),
+    Command(
+        "cache.clear",
+        "Remove every entry, or those that a pattern matches.",
+        args="CacheClear",
+        result="Cleared",
+        http=("POST", "/performance/cache/clear"),
+        cli="clear-cache",
+        example="bi-performance clear-cache --pattern analytics",
+        changes=True,
+    ),
+    Command(
+        "cache.stats",
+        "Hits, misses, hit rate, entries, bytes, evictions, expirations.",
+        result="CacheStats",
+        http=("GET", "/performance/cache/stats"),
+        cli="cache stats",
+        example="bi-performance cache stats",
+    ),
+)
+
+BY_NAME: Final = {row.name: row for row in COMMANDS}

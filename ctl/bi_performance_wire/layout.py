@@ -1,0 +1,171 @@
+"""The shared store's layout: what the daemon writes and every attached process reads in place.
+
+One file, all integers little-endian::
+
+    control page | index: 8-byte slots | frequency bytes | small ring | main ring
+
+*Control page* (4 KiB): 64-bit words, numbered below. `ALIVE + epoch % ALIVE_WORDS` holds the
+deadline on the boot clock until which readers of that epoch may trust what they read; a daemon
+that starts zeroes the words of every other epoch, so that readers of an older one attach again.
+
+*Index slot* (64 bits, read and written whole)::
+
+    63      58 57        48 47   46                                  0
+    | distance | fingerprint | ring | logical position of the record |
+
+`distance` is 1 + how far the slot lies from the key's home slot (Robin Hood hashing: Celis,
+Larson, Munro 1985), so 0 means empty and a probe stops at the first slot nearer to its home than
+the key would be. `ring` is 0 for the small ring, 1 for the main ring. A *logical position* only
+grows; the byte lies at `base + position % size` of its ring, and a record never straddles the end.
+
+*Record*::
+
+    0  u32  checksum: low half of xxh3_64 over bytes 8… , seeded with ring bit and logical position
+    4  u24  size of the whole record; u8 state (LIVE, DEAD or PAD)
+    8  u16  key length (14 bits) and flags (2 bits)
+    10 u48  sequence, growing with every stored version
+    16 u64  expiry in ns on the boot clock
+    24 u32  creation in tenths of a second on the boot clock
+    28      key, then payload
+
+The seed binds a checksum to the place: bytes that an earlier or later lap of the ring left at the
+same address do not verify. The state byte is outside the checksum, because a delete stores it alone.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from typing import Final
+
+MAGIC: Final = int.from_bytes(b"BIPERF\x00\x01", "little")
+"""Six letters, and the format's version in the last two bytes."""
+
+BOOT_CLOCK: Final = 7
+"""CLOCK_BOOTTIME of clock_gettime(2): goes on during suspend, starts anew at boot."""
+
+PAGE: Final = 4096
+
+# Words of the control page.
+W_MAGIC: Final = 0
+W_EPOCH: Final = 1
+W_BOOT_ID: Final = 2  # and 3
+W_FILE_BYTES: Final = 4
+W_SEED: Final = 5
+W_SLOTS: Final = 6
+W_INDEX_AT: Final = 7
+W_FREQUENCY_AT: Final = 8
+W_SMALL_AT: Final = 9
+W_SMALL_BYTES: Final = 10
+W_MAIN_AT: Final = 11
+W_MAIN_BYTES: Final = 12
+W_MAX_RECORD: Final = 13
+W_SMALL_TAIL: Final = 16
+W_SMALL_HEAD: Final = 17
+W_MAIN_TAIL: Final = 18
+W_MAIN_HEAD: Final = 19
+W_CLEARED: Final = 20
+"""Records of this sequence or an earlier one were cleared."""
+W_COHERENT_UNTIL: Final = 21
+W_ALIVE: Final = 64
+ALIVE_WORDS: Final = 64
+
+# Index slots.
+DISTANCE_ONE: Final = 1 << 58
+TAG_SHIFT: Final = 48
+TAG_DISTANCE_ONE: Final = 1 << 10
+TAG_DISTANCE: Final = 0xFC00
+FINGERPRINT_SHIFT: Final = 54
+MAX_DISTANCE: Final = 63
+GUARD_SLOTS: Final = 64
+"""Slots behind the last home slot, so that no probe wraps around."""
+MAIN_BIT: Final = 1 << 47
+POSITION: Final = MAIN_BIT - 1
+PLACE: Final = (1 << 48) - 1
+"""Ring bit and logical position: what seeds the checksum."""
+
+# Records.
+HEADER: Final = struct.Struct("<II")
+"""Checksum; size and state."""
+BODY: Final = struct.Struct("<QQI")
+"""Key length, flags and sequence in one word; expiry; creation."""
+READ_BODY: Final = struct.Struct("<H6xQI")
+"""Key length and flags; expiry; creation (the sequence is of no use to a reader)."""
+HEADER_BYTES: Final = HEADER.size
+RECORD_OVERHEAD: Final = HEADER.size + BODY.size
+KEY_IN_BODY: Final = BODY.size
+
+STATE_AT: Final = 7
+LIVE: Final = 0xA5
+DEAD: Final = 0x5A
+PAD: Final = 0xC3
+LIVE_HIGH: Final = LIVE << 24
+SIZE: Final = (1 << 24) - 1
+KEY_LENGTH: Final = (1 << 14) - 1
+FLAG_SHARED: Final = 1 << 14
+"""The entry is also in a store that other hosts write: it is gated by `W_COHERENT_UNTIL`."""
+CHECKSUM: Final = (1 << 32) - 1
+NEVER: Final = (1 << 63) - 1
+CREATED_UNIT_NS: Final = 100_000_000
+
+# A client's own page: 64-bit words that the client alone writes and the daemon only adds up.
+PAGE_MAGIC: Final = int.from_bytes(b"BIPAGE\x00\x01", "little")
+P_MAGIC: Final = 0
+P_PID: Final = 1
+P_HITS: Final = 2
+P_MISSES: Final = 3
+P_EXPIRED: Final = 4
+P_TORN: Final = 5
+P_HIT_BYTES: Final = 6
+P_OBSERVED: Final = 7
+"""Hits that `mode = observe` would have served."""
+P_UNAVAILABLE: Final = 8
+"""Calls answered as a miss because the daemon was away."""
+P_SAMPLES: Final = 15
+P_LATENCY: Final = 16
+"""LATENCY_BUCKETS words: sampled hits by floor(log2(duration in ns))."""
+LATENCY_BUCKETS: Final = 32
+SAMPLE_EVERY: Final = 256
+
+TOUCH_MAX: Final = 3
+"""A touch byte saturates here: S3-FIFO looks at two bits."""
+
+
+class LayoutError(ValueError):
+    """A store of another format, another byte order, or with geometry that cannot be."""
+
+
+def require_little_endian() -> None:
+    """The words are shared as they lie in memory; a big-endian host would misread them."""
+    if sys.byteorder != "little":
+        raise LayoutError("the shared store needs a little-endian host")
+
+
+def check_geometry(words: memoryview[int], file_bytes: int) -> None:
+    """Refuse a control page whose parts would lie outside the file or overlap.
+
+    `words` is the control page as 64-bit words. Raises LayoutError.
+    """
+    if words[W_MAGIC] != MAGIC:
+        raise LayoutError("not a store of this format")
+    parts = (
+        (words[W_INDEX_AT], 8 * (words[W_SLOTS] + GUARD_SLOTS)),
+        (words[W_FREQUENCY_AT], words[W_SLOTS] + GUARD_SLOTS),
+        (words[W_SMALL_AT], words[W_SMALL_BYTES]),
+        (words[W_MAIN_AT], words[W_MAIN_BYTES]),
+    )
+    end = PAGE
+    for at, size in parts:
+        if at < end or size <= 0 or at % 8:
+            raise LayoutError("the store's parts overlap")
+        end = at + size
+    if end > file_bytes or words[W_FILE_BYTES] != file_bytes:
+        raise LayoutError("the store's file is shorter than its control page says")
+    if not RECORD_OVERHEAD < words[W_MAX_RECORD] <= min(SIZE, words[W_MAIN_BYTES] // 2):
+        raise LayoutError("the store's largest record is impossible")
+    for tail, head, size in (
+        (words[W_SMALL_TAIL], words[W_SMALL_HEAD], words[W_SMALL_BYTES]),
+        (words[W_MAIN_TAIL], words[W_MAIN_HEAD], words[W_MAIN_BYTES]),
+    ):
+        if not tail <= head <= tail + size or head > POSITION:
+            raise LayoutError("the store's ring pointers are impossible")

@@ -1,0 +1,167 @@
+"""The store's file, mapped: creation in full, adoption after a restart, release."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+from pathlib import Path
+from typing import NamedTuple
+
+from bi_performance_wire import layout as L
+
+
+class Geometry(NamedTuple):
+    """How large the parts of a store are, in slots and bytes."""
+
+    slots: int
+    small_bytes: int
+    main_bytes: int
+
+    @classmethod
+    def for_limits(cls, max_entries: int, max_bytes: int) -> Geometry:
+        """Parts for `max_entries` live entries of together `max_bytes`.
+
+        The rings take 1.5 times the live bytes: dead space is reclaimed only where a tail
+        passes, and with a third of the main ring to spare a live entry is copied about three
+        times at the worst before its ring's dead space comes round. The index is filled to 0.7
+        at the most, where Robin Hood probes are short.
+        """
+        # An odd count keeps the modulus from looking at the hash's low bits alone.
+        slots = max(64, max_entries * 10 // 7) | 1
+        return cls(slots, _align(max_bytes // 5), _align(max_bytes * 13 // 10))
+
+    @property
+    def index_at(self) -> int:
+        return L.PAGE
+
+    @property
+    def frequency_at(self) -> int:
+        return self.index_at + 8 * (self.slots + L.GUARD_SLOTS)
+
+    @property
+    def small_at(self) -> int:
+        return _align(self.frequency_at + self.slots + L.GUARD_SLOTS)
+
+    @property
+    def main_at(self) -> int:
+        return self.small_at + self.small_bytes
+
+    @property
+    def file_bytes(self) -> int:
+        return self.main_at + self.main_bytes
+
+    @property
+    def max_record(self) -> int:
+        """The largest record: a sixteenth of the main ring, as far as 24 bits count."""
+        return min(L.SIZE, self.main_bytes // 16)
+
+
+def _align(size: int) -> int:
+    return (size + L.PAGE - 1) // L.PAGE * L.PAGE
+
+
+def boot_id() -> bytes:
+    """The kernel's identity of this boot (16 bytes)."""
+    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    return bytes.fromhex(text.strip().replace("-", ""))
+
+
+class Memory:
+    """A mapped store: the bytes, and the same bytes as 64-bit words.
+
+    A word is stored by one aligned 8-byte access (a cast memoryview copies an item whole, which
+    `struct` with an explicit byte order does not), so another process sees the old word or the
+    new one. Only the daemon has a writable mapping. `close` unmaps; the file stays.
+    """
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self.bytes = mapping
+        self._view = memoryview(mapping)
+        self.words: memoryview[int] = self._view[: len(mapping) // 8 * 8].cast("Q")
+
+    @classmethod
+    def create(cls, path: Path | None, geometry: Geometry, *, epoch: int) -> Memory:
+        """Make a store at `path` (None: private memory, for simulations), allocated in full.
+
+        Raises OSError when the file system cannot hold it; nothing is left behind then.
+        """
+        L.require_little_endian()
+        size = geometry.file_bytes
+        if path is None:
+            mapping = mmap.mmap(-1, size)
+        else:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                # A hole would be filled at the first store to it: on a full file system that is
+                # a SIGBUS in the daemon instead of an error here.
+                os.posix_fallocate(fd, 0, size)
+                mapping = mmap.mmap(fd, size)
+            except OSError:
+                path.unlink()
+                raise
+            finally:
+                os.close(fd)
+        memory = cls(mapping)
+        words = memory.words
+        words[L.W_EPOCH] = epoch
+        mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] = boot_id()
+        words[L.W_FILE_BYTES] = size
+        words[L.W_SEED] = secrets.randbits(63)
+        words[L.W_SLOTS] = geometry.slots
+        words[L.W_INDEX_AT] = geometry.index_at
+        words[L.W_FREQUENCY_AT] = geometry.frequency_at
+        words[L.W_SMALL_AT] = geometry.small_at
+        words[L.W_SMALL_BYTES] = geometry.small_bytes
+        words[L.W_MAIN_AT] = geometry.main_at
+        words[L.W_MAIN_BYTES] = geometry.main_bytes
+        words[L.W_MAX_RECORD] = geometry.max_record
+        # Last: a file without its magic was never finished.
+        words[L.W_MAGIC] = L.MAGIC
+        return memory
+
+    @classmethod
+    def adopt(cls, path: Path) -> Memory:
+        """Map the store that an earlier daemon left.
+
+        Raises FileNotFoundError, or LayoutError with the reason why it cannot be used: another
+        format, another boot, damaged.
+        """
+        L.require_little_endian()
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            size = os.fstat(fd).st_size
+            if size < L.PAGE:
+                raise L.LayoutError("the store's file is shorter than its control page")
+            # Pages that a damaged file lost would be holes; see create().
+            os.posix_fallocate(fd, 0, size)
+            mapping = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        memory = cls(mapping)
+        try:
+            L.check_geometry(memory.words, size)
+            if mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] != boot_id():
+                raise L.LayoutError("the store is of an earlier boot")
+        except L.LayoutError:
+            memory.close()
+            raise
+        return memory
+
+    @property
+    def geometry(self) -> Geometry:
+        words = self.words
+        return Geometry(words[L.W_SLOTS], words[L.W_SMALL_BYTES], words[L.W_MAIN_BYTES])
+
+    def release_pages(self) -> None:
+        """Give the file's pages back to the system while readers still map it.
+
+        They read zeros then, which no checksum admits; the file keeps its length, so nobody
+        gets a SIGBUS. The control page stays.
+        """
+        self.bytes.madvise(mmap.MADV_REMOVE, L.PAGE, len(self.bytes) // L.PAGE * L.PAGE - L.PAGE)
+
+    def close(self) -> None:
+        self.words.release()
+        self._view.release()
+        self.bytes.close()
