@@ -29,7 +29,7 @@ grows; the byte lies at `base + position % size` of its ring, and a record never
     28      key, then payload
 
 The seed binds a checksum to the place: bytes that an earlier or later lap of the ring left at the
-same address do not verify. The state byte is outside the checksum, because a delete stores it alone.
+same address do not verify. The state byte is outside the checksum: a delete stores it alone.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ W_SMALL_BYTES: Final = 10
 W_MAIN_AT: Final = 11
 W_MAIN_BYTES: Final = 12
 W_MAX_RECORD: Final = 13
+W_MAX_ENTRIES: Final = 14
+W_MAX_BYTES: Final = 15
 W_SMALL_TAIL: Final = 16
 W_SMALL_HEAD: Final = 17
 W_MAIN_TAIL: Final = 18
@@ -75,6 +77,7 @@ DISTANCE_ONE: Final = 1 << 58
 TAG_SHIFT: Final = 48
 TAG_DISTANCE_ONE: Final = 1 << 10
 TAG_DISTANCE: Final = 0xFC00
+TAG_MAX: Final = 0xFFFF
 FINGERPRINT_SHIFT: Final = 54
 MAX_DISTANCE: Final = 63
 GUARD_SLOTS: Final = 64

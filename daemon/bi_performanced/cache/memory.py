@@ -81,12 +81,13 @@ class Memory:
         self.words: memoryview[int] = self._view[: len(mapping) // 8 * 8].cast("Q")
 
     @classmethod
-    def create(cls, path: Path | None, geometry: Geometry, *, epoch: int) -> Memory:
+    def create(cls, path: Path | None, max_entries: int, max_bytes: int, *, epoch: int) -> Memory:
         """Make a store at `path` (None: private memory, for simulations), allocated in full.
 
         Raises OSError when the file system cannot hold it; nothing is left behind then.
         """
         L.require_little_endian()
+        geometry = Geometry.for_limits(max_entries, max_bytes)
         size = geometry.file_bytes
         if path is None:
             mapping = mmap.mmap(-1, size)
@@ -108,6 +109,8 @@ class Memory:
         mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] = boot_id()
         words[L.W_FILE_BYTES] = size
         words[L.W_SEED] = secrets.randbits(63)
+        words[L.W_MAX_ENTRIES] = max_entries
+        words[L.W_MAX_BYTES] = max_bytes
         words[L.W_SLOTS] = geometry.slots
         words[L.W_INDEX_AT] = geometry.index_at
         words[L.W_FREQUENCY_AT] = geometry.frequency_at
@@ -141,17 +144,16 @@ class Memory:
         memory = cls(mapping)
         try:
             L.check_geometry(memory.words, size)
+            words = memory.words
+            parts = Geometry(words[L.W_SLOTS], words[L.W_SMALL_BYTES], words[L.W_MAIN_BYTES])
+            if parts != Geometry.for_limits(words[L.W_MAX_ENTRIES], words[L.W_MAX_BYTES]):
+                raise L.LayoutError("the store's parts do not fit its limits")
             if mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] != boot_id():
                 raise L.LayoutError("the store is of an earlier boot")
         except L.LayoutError:
             memory.close()
             raise
         return memory
-
-    @property
-    def geometry(self) -> Geometry:
-        words = self.words
-        return Geometry(words[L.W_SLOTS], words[L.W_SMALL_BYTES], words[L.W_MAIN_BYTES])
 
     def release_pages(self) -> None:
         """Give the file's pages back to the system while readers still map it.

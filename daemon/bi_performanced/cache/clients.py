@@ -1,0 +1,214 @@
+"""What the daemon hands to an attached process, and what it reads of the process's own pages."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bi_performance_wire import layout as L
+from bi_performance_wire.types import Attached
+from bi_performanced.cache.store import Store
+
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def boot_clock() -> int:
+    """Nanoseconds on the clock that everything stored or shared goes by."""
+    return time.clock_gettime_ns(L.BOOT_CLOCK)
+
+
+MAX_RATE = 20_000_000
+"""Reads a second beyond which a client's own counters are not believed."""
+
+_FIGURES = (L.P_HITS, L.P_MISSES, L.P_EXPIRED, L.P_TORN, L.P_HIT_BYTES, L.P_OBSERVED)
+
+
+def sealed_memory(name: str, size: int) -> int:
+    """A memfd of a size that nobody can change: a client cannot make the daemon's map fault."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+@dataclass
+class Figures:
+    """Counters of one client or of many, as far as they were plausible."""
+
+    hits: int = 0
+    misses: int = 0
+    expired: int = 0
+    torn: int = 0
+    hit_bytes: int = 0
+    observed: int = 0
+
+    def add(self, other: Figures) -> None:
+        self.hits += other.hits
+        self.misses += other.misses
+        self.expired += other.expired
+        self.torn += other.torn
+        self.hit_bytes += other.hit_bytes
+        self.observed += other.observed
+
+
+class TouchMap:
+    """One byte an index slot, written by all clients of one uid."""
+
+    def __init__(self, uid: int, size: int) -> None:
+        self.fd = sealed_memory(f"bi-performance-touches-{uid}", size)
+        self._map = mmap.mmap(self.fd, size)
+        self.view = memoryview(self._map)
+        self.users = 0
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.view.release()
+        self._map.close()
+
+
+@dataclass
+class Attachment:
+    """One attached process, from its `attach` until its connection ends.
+
+    `fds` are the store (read-only), the client's page and its uid's touch map, to be sent with
+    the reply. Whoever sent them calls `close_fds`, so that an attached process costs the daemon
+    one descriptor, its connection; `close` does it too.
+    """
+
+    reply: Attached
+    uid: int
+    pid: int
+    """As the client sees itself; for people only."""
+    name: str
+    instance: bytes
+    fds: list[int]
+    _page: mmap.mmap
+    _words: memoryview[int]
+    _on_close: Callable[[Attachment], None]
+    figures: Figures = field(default_factory=Figures)
+    plausible: bool = True
+    _seen_at: int = 0
+    closed: bool = False
+
+    def sample(self, now: int) -> Figures:
+        """The client's figures, taken over as far as they grew as figures can."""
+        if not self.closed and self.plausible:
+            seen = Figures(*(self._words[word] for word in _FIGURES))
+            allowed = (now - self._seen_at) * MAX_RATE // 1_000_000_000 + 1000
+            before = self.figures
+            if (
+                0 <= seen.hits - before.hits <= allowed
+                and 0 <= seen.misses - before.misses <= allowed
+                and 0 <= seen.observed - before.observed <= allowed
+            ):
+                self.figures = seen
+                self._seen_at = now
+            else:
+                self.plausible = False
+        return self.figures
+
+    def close(self) -> None:
+        """Take the last figures, give back descriptors and mapping. Safe to call twice."""
+        if not self.closed:
+            self._on_close(self)
+            self.closed = True
+            self._words.release()
+            self._page.close()
+            self.close_fds()
+
+    def close_fds(self) -> None:
+        """Close the descriptors, once they were sent."""
+        fds, self.fds = self.fds, []
+        for fd in fds:
+            os.close(fd)
+
+
+class Clients:
+    """All attached processes, and the touch maps of their uids for the store in service."""
+
+    def __init__(self, store: Store, store_fd: int) -> None:
+        self.attached: dict[int, Attachment] = {}
+        self.retired = Figures()
+        self._store = store
+        self._store_fd = store_fd
+        self._touch_maps: dict[int, TouchMap] = {}
+        self._serial = 0
+
+    def attach(
+        self, reply: Attached, *, uid: int, pid: int, name: str, instance: bytes, now: int
+    ) -> Attachment:
+        """Make a page and share the uid's touch map. Raises OSError when out of descriptors."""
+        touches = self._touch_maps.get(uid)
+        if touches is None:
+            touches = TouchMap(uid, self._store.index.slots + L.GUARD_SLOTS)
+            self._touch_maps[uid] = touches
+            self._store.index.touch_maps.append(touches.view)
+        page_fd = sealed_memory("bi-performance-page", L.PAGE)
+        page = mmap.mmap(page_fd, L.PAGE)
+        words = memoryview(page).cast("Q")
+        words[L.P_MAGIC] = L.PAGE_MAGIC
+        touches.users += 1
+        self._serial += 1
+        serial, store = self._serial, self._store
+
+        def closing(attachment: Attachment) -> None:
+            self.retired.add(attachment.sample(boot_clock()))
+            del self.attached[serial]
+            touches.users -= 1
+            if not touches.users:
+                self._drop(store, uid, touches)
+
+        attachment = Attachment(
+            reply,
+            uid,
+            pid,
+            name[:100],
+            instance,
+            [os.dup(self._store_fd), page_fd, os.dup(touches.fd)],
+            page,
+            words,
+            closing,
+            _seen_at=now,
+        )
+        self.attached[serial] = attachment
+        return attachment
+
+    def figures(self, now: int) -> Figures:
+        """The sum over all clients that are and were attached."""
+        total = Figures()
+        total.add(self.retired)
+        for attachment in self.attached.values():
+            total.add(attachment.sample(now))
+        return total
+
+    def move_to(self, store: Store, store_fd: int) -> None:
+        """Serve another store from now on; processes attached to the old one must come again.
+
+        Their touch maps are of no more use.
+        """
+        for uid, touches in list(self._touch_maps.items()):
+            self._drop(self._store, uid, touches)
+        os.close(self._store_fd)
+        self._store = store
+        self._store_fd = store_fd
+
+    def _drop(self, store: Store, uid: int, touches: TouchMap) -> None:
+        if self._touch_maps.get(uid) is touches:
+            del self._touch_maps[uid]
+            maps = store.index.touch_maps
+            # By identity: views compare by what they show.
+            maps[:] = [view for view in maps if view is not touches.view]
+            touches.close()
+
+    def close(self) -> None:
+        for attachment in list(self.attached.values()):
+            attachment.close()
+        os.close(self._store_fd)

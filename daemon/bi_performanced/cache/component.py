@@ -1,0 +1,558 @@
+"""The cache as the commands know it: one store in service, its readers, its growth."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import structlog
+import trio
+
+from bi_performance_wire import layout as L
+from bi_performance_wire.errors import (
+    BUSY,
+    INTERNAL,
+    INVALID_ARGUMENT,
+    TOO_LARGE,
+    UNAVAILABLE,
+    WireError,
+)
+from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, CacheStats
+from bi_performanced.cache.clients import Attachment, Clients, boot_clock
+from bi_performanced.cache.memory import Geometry, Memory
+from bi_performanced.cache.patterns import matcher
+from bi_performanced.cache.recovery import copy_entries, recover, settle
+from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
+from bi_performanced.config import CacheSettings
+
+log = structlog.get_logger("performance")
+
+HEARTBEAT = 0.25
+"""Seconds between two renewals of the readers' deadline, by the loop itself."""
+ALIVE_NS = 1_000_000_000
+START_BYTES = 32 << 20
+"""A store begins at this size and grows towards `cache.max_bytes` as it fills."""
+LEAST_BYTES = 1 << 20
+GROW_AT = 0.75
+SLICE = 0.002
+"""Seconds that a sweep or a copy keeps the loop before others have their turn."""
+SWEEP_SLOTS = 400
+RELEASE_AFTER = 30.0
+"""Seconds until the pages of a store that was left are taken from readers who stayed on it."""
+RETRY_GROWTH = 60.0
+MAX_TTL = 10 * 365 * 86400.0
+
+
+class Cache:
+    """The shared cache of this host.
+
+    The synchronous calls run on the loop and take a few microseconds; `keys`, `clear` and
+    growth work in slices. `run` must be running for readers to trust the store.
+    """
+
+    def __init__(
+        self, settings: CacheSettings, store: Store, store_path: Path, lock_fd: int, mode: str
+    ) -> None:
+        self._settings = settings
+        self._mode = mode if settings.enabled else "off"
+        self._store = store
+        self._lock_fd = lock_fd
+        self._clients = Clients(store, _read_only(store_path))
+        self._hits = self._misses = 0
+        self._expired = 0
+        self._earlier = Counters()
+        self._wake = trio.Event()
+        self._wanted_record = 0
+        self._growth_failed: str | None = None
+        self._growth_retry = 0.0
+        self._copying = False
+        self._cleared_while_copying = False
+        self._sweep_at = 0
+        self._left: list[tuple[float, Store]] = []
+        """Stores that were resized away, and when their memory is given back to the system."""
+        self.store_path = store_path
+        self.recovered = store.entries
+        """Entries that were kept from an earlier daemon."""
+        if self._wanted_limits() is not None:
+            self._wake.set()
+
+    @classmethod
+    def open(cls, settings: CacheSettings, *, runtime_dir: Path, mode: str) -> Cache:
+        """Take up the store that is there, or make one.
+
+        Raises WireError (unavailable) when the directory is in use by another daemon, cannot be
+        written, or cannot hold the smallest store.
+        """
+        folder = settings.store_dir or runtime_dir
+        path = folder / "store"
+        try:
+            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            lock_fd = os.open(
+                folder / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+            )
+        except OSError as error:
+            raise _unavailable(folder, error) from error
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock_fd)
+            raise WireError(
+                UNAVAILABLE,
+                f"another daemon uses the store in {folder}",
+                field="cache.store_dir",
+                hint="stop it, or give this one a directory of its own",
+            ) from error
+        try:
+            path.with_name("store.new").unlink(missing_ok=True)
+            return cls(settings, _take_up(path, settings), path, lock_fd, mode)
+        except OSError as error:
+            os.close(lock_fd)
+            raise _unavailable(folder, error) from error
+
+    # ── one entry
+
+    @property
+    def epoch(self) -> int:
+        return int(self._store.memory.words[L.W_EPOCH])
+
+    def get(self, key: bytes) -> bytes | None:
+        """The encoded entry, or None. Raises WireError for a key out of bounds."""
+        _check_key(key)
+        found = self._store.get(key, boot_clock())
+        if found is None:
+            self._misses += 1
+            return None
+        self._hits += 1
+        return found[0]
+
+    def set(self, key: bytes, payload: bytes, ttl: float | None) -> None:
+        """Store an encoded entry for `ttl` seconds (None: `cache.default_ttl`).
+
+        Readable by every process when this returns. Raises WireError.
+        """
+        self._put(key, payload, ttl)
+
+    def add(self, key: bytes, payload: bytes, ttl: float | None) -> bool:
+        """Store an entry only if no readable one has the key; whether it was stored."""
+        _check_key(key)
+        if self._store.get(key, boot_clock()) is not None:
+            return False
+        self._put(key, payload, ttl)
+        return True
+
+    def delete(self, key: bytes) -> bool:
+        """Remove an entry; whether one was readable. Raises WireError for a key out of bounds."""
+        _check_key(key)
+        return self._store.delete(key, boot_clock())
+
+    def _put(self, key: bytes, payload: bytes, ttl: float | None) -> None:
+        _check_key(key)
+        if not self._settings.enabled:
+            raise WireError(
+                UNAVAILABLE,
+                "the cache is switched off",
+                field="cache.enabled",
+                hint="set cache.enabled to true and restart the daemon",
+            )
+        seconds = self._settings.default_ttl if ttl is None else ttl
+        if not 0 < seconds <= MAX_TTL:
+            raise WireError(
+                INVALID_ARGUMENT,
+                f"ttl must be more than 0 and at most {MAX_TTL:.0f} seconds, not {seconds!r}",
+                field="ttl",
+                hint="leave ttl out for the configured default; use delete to remove an entry",
+            )
+        now = boot_clock()
+        store = self._store
+        try:
+            store.put(key, payload, expires=now + int(seconds * 1e9), now=now)
+        except TooLarge as error:
+            self._refuse_large(key, payload, error)
+        except Damaged as error:
+            self._rebuild(error)
+            raise WireError(INTERNAL, "the store was damaged and has been emptied") from error
+        if store.live_bytes > GROW_AT * store.max_bytes < self._settings.max_bytes:
+            self._wake.set()
+
+    def _refuse_large(self, key: bytes, payload: bytes, error: TooLarge) -> None:
+        size = L.RECORD_OVERHEAD + len(key) + len(payload)
+        if size <= self._largest_record():
+            self._wanted_record = max(self._wanted_record, size)
+            self._wake.set()
+            raise WireError(
+                BUSY,
+                f"the store is growing to hold an entry of {len(payload)} bytes",
+                field="value",
+                hint="try again in a second",
+            ) from error
+        limit = self._largest_record() - L.RECORD_OVERHEAD - len(key)
+        raise WireError(
+            TOO_LARGE,
+            f"the entry has {len(payload)} bytes encoded; the limit is {limit}",
+            field="value",
+            hint="raise cache.max_bytes: an entry may take a sixteenth of the main ring",
+        ) from error
+
+    def _largest_record(self) -> int:
+        return Geometry.for_limits(1, self._settings.max_bytes).max_record
+
+    # ── many entries
+
+    async def keys(self, pattern: str | None, limit: int) -> tuple[list[bytes], bool]:
+        """Up to `limit` readable keys that match, and whether there are more."""
+        matches = matcher(pattern)
+        found: dict[bytes, None] = {}
+        at = 0
+        deadline = trio.current_time() + SLICE
+        while True:
+            entries, at = self._store.sweep(at, SWEEP_SLOTS)
+            now = boot_clock()
+            for entry in entries:
+                if entry.expires > now and matches(entry.key):
+                    if len(found) == limit and entry.key not in found:
+                        return list(found), True
+                    found[entry.key] = None
+            if not at:
+                return list(found), False
+            if trio.current_time() >= deadline:
+                store = self._store
+                await trio.lowlevel.checkpoint()
+                deadline = trio.current_time() + SLICE
+                if store is not self._store:
+                    at = 0
+
+    async def clear(self, pattern: str | None, *, dry_run: bool) -> int:
+        """Remove every entry that was there when this was called and matches; how many.
+
+        With `dry_run` nothing is removed. Without a pattern it is one step; with one, entries
+        that are stored while the sweep goes on stay.
+        """
+        matches = matcher(pattern)
+        if pattern is None and not dry_run:
+            self._cleared_while_copying = self._copying
+            return self._store.clear()
+        newest = self._store.sequence
+        cleared = at = 0
+        deadline = trio.current_time() + SLICE
+        while True:
+            store = self._store
+            entries, at = store.sweep(at, SWEEP_SLOTS)
+            now = boot_clock()
+            for entry in entries:
+                if entry.sequence <= newest and matches(entry.key):
+                    readable = entry.expires > now
+                    if dry_run or store.drop_found(entry):
+                        cleared += readable
+            if not at:
+                if not dry_run:
+                    store.counters.deletes += cleared
+                return cleared
+            if trio.current_time() >= deadline:
+                await trio.lowlevel.checkpoint()
+                deadline = trio.current_time() + SLICE
+                if store is not self._store:
+                    # The entries moved to a larger store, where the sweep begins again; what it
+                    # removed so far is gone there too, and not counted twice.
+                    at = 0
+
+    # ── figures
+
+    def stats(self) -> CacheStats:
+        """The cache's figures since the daemon started, hits in place included."""
+        store = self._store
+        counters = _sum(self._earlier, store.counters)
+        seen = self._clients.figures(boot_clock())
+        hits, misses = self._hits + seen.hits, self._misses + seen.misses
+        ring_bytes = store.small.bytes + store.main.bytes
+        return CacheStats(
+            hits=hits,
+            misses=misses,
+            hit_rate=hits / (hits + misses) if hits + misses else 0.0,
+            entries=store.entries,
+            size_bytes=store.live_bytes,
+            evictions=counters.evictions,
+            expirations=counters.expirations,
+            sets=counters.sets,
+            deletes=counters.deletes,
+            max_entries=store.max_entries,
+            max_bytes=self._settings.max_bytes,
+            ring_bytes=ring_bytes,
+            live_ratio=store.live_bytes / ring_bytes,
+            write_amplification=(
+                counters.bytes_appended / counters.bytes_stored if counters.bytes_stored else None
+            ),
+            clients=len(self._clients.attached),
+            levels=CacheLevels(
+                local={
+                    "hits": hits,
+                    "misses": misses,
+                    "hits_in_place": seen.hits,
+                    "misses_in_place": seen.misses,
+                    "observed_hits": seen.observed,
+                    "torn_reads": seen.torn,
+                    "entries": store.entries,
+                    "size_bytes": store.live_bytes,
+                },
+                redis=None,
+            ),
+        )
+
+    def status(self) -> dict[str, Any]:
+        """`ok`, `degraded` with the reason, or `off`; and the figures a person asks for first."""
+        store = self._store
+        found: dict[str, Any] = {
+            "status": "ok" if self._settings.enabled else "off",
+            "mode": self._mode,
+            "entries": store.entries,
+            "size_bytes": store.live_bytes,
+            "max_entries": store.max_entries,
+            "max_bytes": self._settings.max_bytes,
+            "clients": len(self._clients.attached),
+            "epoch": self.epoch,
+            "recovered_entries": self.recovered,
+        }
+        untrusted = sum(not one.plausible for one in self._clients.attached.values())
+        if untrusted:
+            found["untrusted_clients"] = untrusted
+        if self._growth_failed:
+            found["status"] = "degraded"
+            found["reason"] = self._growth_failed
+        return found
+
+    # ── readers
+
+    def attach(self, *, uid: int, gid: int, instance: bytes, pid: int, name: str) -> Attachment:
+        """Hand the store to a process. The caller closes the attachment with its connection."""
+        if len(instance) != 16:
+            raise WireError(INVALID_ARGUMENT, "instance must have 16 bytes", field="instance")
+        reply = Attached(
+            epoch=self.epoch,
+            mode=self._mode,
+            default_ttl=self._settings.default_ttl,
+            compression=self._settings.compression,
+            max_payload=self._largest_record() - L.RECORD_OVERHEAD - MAX_KEY_BYTES,
+        )
+        try:
+            return self._clients.attach(
+                reply, uid=uid, pid=pid, name=name, instance=instance, now=boot_clock()
+            )
+        except OSError as error:
+            raise WireError(
+                UNAVAILABLE, f"no page could be made for this process: {error.strerror}"
+            ) from error
+
+    # ── the component's life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the readers' deadline, drop what expired, and grow, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._beat()
+            nursery.start_soon(self._grow_when_full)
+            task_status.started()
+            while True:
+                await trio.sleep(HEARTBEAT)
+                self._beat()
+                self._reap()
+                while self._left and self._left[0][0] <= trio.current_time():
+                    self._release(self._left.pop(0)[1])
+
+    def _beat(self) -> None:
+        self._store.memory.words[_alive_word(self.epoch)] = boot_clock() + ALIVE_NS
+
+    def _reap(self) -> None:
+        """Take out what expired, a few hundred slots at a time."""
+        store = self._store
+        if not store.entries:
+            return
+        now = boot_clock()
+        entries, self._sweep_at = store.sweep(self._sweep_at, SWEEP_SLOTS)
+        for entry in entries:
+            if entry.expires <= now and store.drop_found(entry):
+                store.counters.expirations += 1
+
+    @staticmethod
+    def _release(store: Store) -> None:
+        """Free a store that was left: on a tmpfs its pages are memory."""
+        store.memory.release_pages()
+        store.close()
+
+    async def _grow_when_full(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            wanted = self._wanted_limits()
+            if wanted is None or trio.current_time() < self._growth_retry:
+                continue
+            try:
+                await self.resize(*wanted)
+                self._growth_failed = None
+            except OSError as error:
+                self._growth_failed = (
+                    f"the store stays at {self._store.max_bytes} bytes: "
+                    f"{error.strerror} in {self.store_path.parent}"
+                )
+                self._growth_retry = trio.current_time() + RETRY_GROWTH
+                log.warning("cache.growth_failed", reason=self._growth_failed)
+
+    def _wanted_limits(self) -> tuple[int, int] | None:
+        """The limits (entries, bytes) that the store should have, when it has others."""
+        store, settings = self._store, self._settings
+        size = store.max_bytes
+        if store.live_bytes > GROW_AT * size:
+            size *= 2
+        while Geometry.for_limits(1, size).max_record < self._wanted_record:
+            size *= 2
+        wanted = settings.max_size, min(size, settings.max_bytes)
+        return wanted if wanted != (store.max_entries, store.max_bytes) else None
+
+    async def resize(self, max_entries: int, max_bytes: int) -> None:
+        """Move to a store of other limits, entries, order and remaining lifetimes kept.
+
+        Readers use the old store until the new one is complete, then attach again. Raises
+        OSError when the file system cannot hold both for the moment; nothing has changed then.
+        """
+        new_path = self.store_path.with_name("store.new")
+        epoch = self.epoch + 1
+
+        def create() -> Memory:
+            new_path.unlink(missing_ok=True)
+            return Memory.create(new_path, max_entries, max_bytes, epoch=epoch)
+
+        target = Store(await trio.to_thread.run_sync(create))
+        old = self._store
+        try:
+            await self._copy(old, target)
+            store_fd = _read_only(new_path)
+        except BaseException:
+            old.journal = None
+            self._copying = False
+            target.close()
+            new_path.unlink(missing_ok=True)
+            raise
+        # From here to the end nothing awaits. The rename is the moment at which a restart would
+        # find the new store.
+        new_path.rename(self.store_path)
+        self._store = target
+        self._clients.move_to(target, store_fd)
+        self._beat()
+        old.memory.words[_alive_word(epoch - 1)] = 0
+        self._earlier = _sum(self._earlier, old.counters)
+        target.counters = Counters()
+        self._sweep_at = 0
+        self._wanted_record = 0
+        log.info(
+            "cache.resized", max_bytes=max_bytes, max_entries=max_entries, entries=target.entries
+        )
+        self._left.append((trio.current_time() + RELEASE_AFTER, old))
+
+    async def _copy(self, old: Store, target: Store) -> None:
+        """Copy in slices, then settle what changed meanwhile in one step at the end."""
+        while True:
+            old.journal = set()
+            self._copying, self._cleared_while_copying = True, False
+            deadline = trio.current_time() + SLICE
+            for _ in copy_entries(old, target, boot_clock()):
+                if trio.current_time() >= deadline:
+                    await trio.lowlevel.checkpoint()
+                    deadline = trio.current_time() + SLICE
+                if self._cleared_while_copying:
+                    break
+            self._copying = False
+            if not self._cleared_while_copying:
+                settle(old, target, boot_clock())
+                return
+            target.clear()
+
+    def _rebuild(self, error: Damaged) -> None:
+        log.error("cache.damaged", reason=str(error), entries_lost=self._store.entries)
+        self._store.clear()
+
+    def close(self) -> None:
+        """Tell readers that nobody keeps this store, and let go of it; the file stays."""
+        words = self._store.memory.words
+        words[_alive_word(self.epoch)] = 0
+        self._clients.close()
+        for _, store in self._left:
+            self._release(store)
+        self._store.close()
+        os.close(self._lock_fd)
+
+
+def _alive_word(epoch: int) -> int:
+    return L.W_ALIVE + epoch % L.ALIVE_WORDS
+
+
+def _read_only(path: Path) -> int:
+    """A descriptor that can be handed to any process: it cannot be reopened for writing there."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _take_up(path: Path, settings: CacheSettings) -> Store:
+    """The store at `path`, recovered, or a new one."""
+    try:
+        memory = Memory.adopt(path)
+    except FileNotFoundError:
+        pass
+    except L.LayoutError as error:
+        log.warning("cache.set_aside", path=str(path), reason=str(error))
+        path.unlink()
+    else:
+        store = _recovered(path, memory)
+        if store is not None:
+            return store
+    size = min(settings.max_bytes, START_BYTES)
+    while True:
+        try:
+            epoch = boot_clock() // 1_000_000
+            return Store(Memory.create(path, settings.max_size, size, epoch=epoch))
+        except OSError as error:
+            if error.errno != errno.ENOSPC or size <= LEAST_BYTES:
+                raise
+            size //= 2
+
+
+def _recovered(path: Path, memory: Memory) -> Store | None:
+    """An adopted store with its index made anew, or None (and no file) when it is damaged.
+
+    Readers of the earlier epoch are cut off before anything is touched.
+    """
+    words = memory.words
+    for word in range(L.W_ALIVE, L.W_ALIVE + L.ALIVE_WORDS):
+        words[word] = 0
+    words[L.W_EPOCH] += 1
+    store = Store(memory)
+    try:
+        kept = recover(store, boot_clock())
+    except Damaged as error:
+        log.warning("cache.set_aside", path=str(path), reason=str(error))
+        store.close()
+        path.unlink()
+        return None
+    log.info("cache.recovered", entries=kept, size_bytes=store.live_bytes)
+    return store
+
+
+def _check_key(key: bytes) -> None:
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise WireError(
+            INVALID_ARGUMENT,
+            f"a key has 1 to {MAX_KEY_BYTES} bytes, this one {len(key)}",
+            field="key",
+            hint="use a digest of a longer key",
+        )
+
+
+def _unavailable(folder: Path, error: OSError) -> WireError:
+    return WireError(
+        UNAVAILABLE,
+        f"the store cannot be kept in {folder}: {error.strerror}",
+        field="cache.store_dir",
+        hint="give a directory that can be written and has room, best on a tmpfs",
+    )
+
+
+def _sum(first: Counters, second: Counters) -> Counters:
+    return Counters(**{name: value + getattr(second, name) for name, value in vars(first).items()})

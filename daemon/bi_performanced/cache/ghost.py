@@ -1,0 +1,50 @@
+"""S3-FIFO's ghost queue: which keys left the small ring lately, without keeping their keys."""
+
+from __future__ import annotations
+
+from array import array
+
+_STAMP = (1 << 32) - 1
+
+
+class Ghost:
+    """The last `capacity` hashes that were added, in 16 bytes each.
+
+    A table of buckets of two words, each a 32-bit part of the hash and the 32-bit count of
+    insertions at which it came (as CacheLib keeps its ghosts): an entry is a member while fewer
+    than `capacity` insertions followed it. A full bucket forgets its older word, so a few ghosts
+    go early; a wrong member needs 32 equal bits in one bucket.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = max(1, capacity)
+        self._buckets = self.capacity
+        self._words = array("Q", bytes(16 * self._buckets))
+        self._count = self.capacity + 1  # so that the zeroed words are too old
+
+    def add(self, digest: int) -> None:
+        self._count = count = self._count + 1
+        at = digest % self._buckets * 2
+        words = self._words
+        mark = digest >> 32
+        first, second = words[at], words[at + 1]
+        if first >> 32 == mark:
+            pass
+        elif second >> 32 == mark or (count - first & _STAMP) < (count - second & _STAMP):
+            at += 1
+        words[at] = mark << 32 | count & _STAMP
+
+    def take(self, digest: int) -> bool:
+        """Whether the hash is a member; it is forgotten then."""
+        at = digest % self._buckets * 2
+        mark = digest >> 32
+        words = self._words
+        for here in (at, at + 1):
+            word = words[here]
+            if word >> 32 == mark and word:
+                words[here] = 0
+                return (self._count - word & _STAMP) < self.capacity
+        return False
+
+    def clear(self) -> None:
+        self._words = array("Q", bytes(16 * self._buckets))

@@ -1,0 +1,503 @@
+"""The shared store: S3-FIFO over two rings, written by the daemon alone, read in place by all.
+
+Policy: S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache
+eviction", SOSP 2023). New keys enter the small ring; at its tail those used at least twice move
+to the main ring and the others leave, remembered by the ghost; a key that the ghost remembers
+enters the main ring, whose tail gives used entries another round.
+
+Two things here are not in the paper, because the queues are logs: an entry that is overwritten
+is appended anew to its own ring, and where a ring's bytes run out before a limit is reached, a
+live entry at the tail is moved to the main ring's head instead of being evicted.
+
+Nothing here awaits, locks or reads a clock: every call is a few microseconds on the loop, with
+`now` on the boot clock in nanoseconds as an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from bi_performance_wire import layout as L
+from bi_performanced.cache.ghost import Ghost
+from bi_performanced.cache.index import NONE, Index
+from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.ring import Damaged, Record, Ring
+
+SMALL_SHARE = 0.1
+"""The small ring's share of the limits (the paper's)."""
+PROMOTE_AT = 2
+"""Uses in the small ring that earn a place in the main ring (the paper's)."""
+
+
+class TooLarge(ValueError):
+    """The record would not fit: `limit` is the largest payload in bytes for this key."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"larger than {limit} bytes")
+        self.limit = limit
+
+
+@dataclass
+class Counters:
+    """What happened to the store since it was opened."""
+
+    sets: int = 0
+    deletes: int = 0
+    evictions: int = 0
+    expirations: int = 0
+    promotions: int = 0
+    moves: int = 0
+    """Live entries copied because their ring's bytes ran out."""
+    conflicts: int = 0
+    """Entries that left because their neighbourhood of the index was full."""
+    bytes_stored: int = 0
+    bytes_appended: int = 0
+
+
+class Found(NamedTuple):
+    """An entry as a sweep sees it."""
+
+    slot: int
+    place: int
+    sequence: int
+    expires: int
+    key: bytes
+
+
+class Store:
+    """Entries under two limits: `max_entries`, and `max_bytes` of whole records.
+
+    Neither is exceeded once a call has returned. Takes over the memory; `close` releases it.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        words = memory.words
+        self.max_entries = words[L.W_MAX_ENTRIES]
+        self.max_bytes = words[L.W_MAX_BYTES]
+        self._data = memory.bytes
+        self._view = memoryview(memory.bytes)
+        self._seed = words[L.W_SEED]
+        self.max_record = words[L.W_MAX_RECORD]
+        self.index = Index(
+            self._view, words[L.W_SLOTS], words[L.W_INDEX_AT], words[L.W_FREQUENCY_AT]
+        )
+        self.small = Ring(memory, main=False)
+        self.main = Ring(memory, main=True)
+        self.ghost = Ghost(self.max_entries)
+        self.counters = Counters()
+        self.small_entries = self.main_entries = 0
+        self.small_bytes = self.main_bytes = 0
+        self._full_once = False
+        self._sequence = words[L.W_CLEARED]
+        self.journal: set[bytes] | None = None
+        """Keys changed while the entries are being copied to another store."""
+
+    # ── what is in it
+
+    @property
+    def entries(self) -> int:
+        return self.small_entries + self.main_entries
+
+    @property
+    def live_bytes(self) -> int:
+        return self.small_bytes + self.main_bytes
+
+    def digest(self, key: bytes) -> int:
+        found: int = xxh3_64_intdigest(key, self._seed)
+        return found
+
+    def address(self, place: int) -> int:
+        return (self.main if place & L.MAIN_BIT else self.small).address(place)
+
+    def find(self, key: bytes, digest: int) -> int:
+        """The slot of a key, or NONE."""
+        data = self._data
+        cells = self.index.cells
+        slot = digest % self.index.slots
+        want = digest >> L.FINGERPRINT_SHIFT | L.TAG_DISTANCE_ONE
+        length = len(key)
+        while want <= L.TAG_MAX:
+            cell = cells[slot]
+            tag = cell >> L.TAG_SHIFT
+            if tag == want:
+                at = self.address(cell) + L.HEADER_BYTES
+                word, _, _ = L.BODY.unpack_from(data, at)
+                at += L.KEY_IN_BODY
+                if word & L.KEY_LENGTH == length and data[at : at + length] == key:
+                    return slot
+            elif tag < want & L.TAG_DISTANCE:
+                return NONE
+            want += L.TAG_DISTANCE_ONE
+            slot += 1
+        return NONE
+
+    def get(self, key: bytes, now: int, *, touch: bool = True) -> tuple[bytes, int, int] | None:
+        """(payload, expiry, creation) of a readable entry, else None."""
+        slot = self.find(key, self.digest(key))
+        if slot == NONE:
+            return None
+        at = self.address(self.index.cells[slot])
+        size = L.HEADER.unpack_from(self._data, at)[1] & L.SIZE
+        _, expires, created = L.BODY.unpack_from(self._data, at + L.HEADER_BYTES)
+        if expires <= now:
+            return None
+        if touch:
+            self.index.touch(slot)
+        return self._data[at + L.RECORD_OVERHEAD + len(key) : at + size], expires, created
+
+    # ── changes
+
+    def put(self, key: bytes, payload: bytes, *, expires: int, now: int, flags: int = 0) -> None:
+        """Store an entry, superseding an older one of the key; readable when this returns.
+
+        Raises TooLarge, and nothing has changed then.
+        """
+        size = L.RECORD_OVERHEAD + len(key) + len(payload)
+        if size > self.max_record:
+            raise TooLarge(self.max_record - L.RECORD_OVERHEAD - len(key))
+        digest = self.digest(key)
+        slot = self.find(key, digest)
+        if self._over(size, slot):
+            self._full_once = True
+            while self._over(size, slot):
+                self._evict(now)
+                slot = self.find(key, digest)
+        if slot != NONE:
+            ring = self.main if self.index.cells[slot] & L.MAIN_BIT else self.small
+        else:
+            ring = self._ring_for_new(digest)
+        if size > self.small.bytes >> 3:
+            ring = self.main
+        if self._reclaim(ring, size, now):
+            slot = self.find(key, digest)
+        self._sequence = sequence = self._sequence + 1
+        body = (
+            L.BODY.pack(len(key) | flags | sequence << 16, expires, now // L.CREATED_UNIT_NS)
+            + key
+            + payload
+        )
+        place = ring.append(body, size)
+        if slot != NONE:
+            cells = self.index.cells
+            cell = cells[slot]
+            cells[slot] = cell & ~L.PLACE | place
+            self.index.touch(slot)
+            self._forget(cell & L.PLACE)
+        else:
+            self._insert(digest, place, 0)
+        self._account(place, size, 1)
+        counters = self.counters
+        counters.sets += 1
+        counters.bytes_stored += size
+        counters.bytes_appended += size
+        if self.journal is not None:
+            self.journal.add(key)
+
+    def delete(self, key: bytes, now: int) -> bool:
+        """Remove a key; whether a readable entry was there. Unreadable when this returns."""
+        slot = self.find(key, self.digest(key))
+        if self.journal is not None:
+            self.journal.add(key)
+        if slot == NONE:
+            return False
+        place = self.index.cells[slot] & L.PLACE
+        _, expires, _ = L.BODY.unpack_from(self._data, self.address(place) + L.HEADER_BYTES)
+        self.remove(slot)
+        self.counters.deletes += 1
+        return bool(expires > now)
+
+    def remove(self, slot: int) -> None:
+        """Take the entry of a slot out: marked dead first, so that a restart cannot revive it."""
+        place = self.index.cells[slot] & L.PLACE
+        self._forget(place)
+        self.index.remove(slot)
+
+    def clear(self) -> int:
+        """Drop every entry; how many there were."""
+        count = self.entries
+        # First the word that recovery looks at, then what readers look at.
+        self.memory.words[L.W_CLEARED] = self._sequence
+        self.index.wipe()
+        self.small.reset()
+        self.main.reset()
+        self.ghost.clear()
+        self.small_entries = self.main_entries = 0
+        self.small_bytes = self.main_bytes = 0
+        self.counters.deletes += count
+        return count
+
+    # ── sweeps
+
+    @property
+    def sequence(self) -> int:
+        """The sequence of the entry stored last."""
+        return self._sequence
+
+    def sweep(self, slot: int, budget: int) -> tuple[list[Found], int]:
+        """The entries from a slot on, about `budget` slots' worth, and where to go on.
+
+        A sweep begins at slot 0 and is over when the second result is 0. It stops only at an
+        empty slot: entries behind one never move before it, so a sweep in slices misses no entry
+        that was there when it began, whatever changes in between.
+        """
+        data = self._data
+        cells = self.index.cells
+        found: list[Found] = []
+        end = len(cells)
+        enough = slot + budget
+        while slot < end:
+            cell = cells[slot]
+            if cell:
+                place = cell & L.PLACE
+                at = self.address(place) + L.HEADER_BYTES
+                word, expires, _ = L.BODY.unpack_from(data, at)
+                at += L.KEY_IN_BODY
+                key = data[at : at + (word & L.KEY_LENGTH)]
+                found.append(Found(slot, place, word >> 16, expires, key))
+            elif slot >= enough:
+                return found, slot
+            slot += 1
+        return found, 0
+
+    def drop_found(self, found: Found) -> bool:
+        """Remove an entry that a sweep saw, if it is still that one."""
+        slot = self.index.find_place(self.digest(found.key), found.place)
+        if slot == NONE:
+            return False
+        if self.journal is not None:
+            self.journal.add(found.key)
+        self.remove(slot)
+        return True
+
+    def in_order(self, ring: Ring, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(position, size, state) of what lies between two positions of a ring."""
+        position = max(start, ring.tail)
+        while position < stop:
+            size, state = ring.peek(position)
+            yield position, size, state
+            position += size
+
+    # ── for recovery and copies
+
+    def set_sequence(self, sequence: int) -> None:
+        """The next entry's sequence is the one after this."""
+        self._sequence = sequence
+
+    def sequence_at(self, slot: int) -> int:
+        place = self.index.cells[slot]
+        word, _, _ = L.BODY.unpack_from(self._data, self.address(place) + L.HEADER_BYTES)
+        return int(word) >> 16
+
+    def admit(self, digest: int, place: int, size: int, frequency: int) -> None:
+        """Take a record that already lies in a ring, of a key that has no slot, into the index."""
+        self._insert(digest, place, frequency)
+        self._account(place, size, 1)
+
+    def restore(self, record: Record, ring: Ring, frequency: int, now: int) -> None:
+        """Append a record of another store, superseding what is here of its key.
+
+        An entry that is over the limits or too large here is left out.
+        """
+        digest = self.digest(record.key)
+        slot = self.find(record.key, digest)
+        if slot != NONE:
+            self.remove(slot)
+        if record.size > self.max_record:
+            return
+        while self._over(record.size, NONE):
+            self._evict(now)
+        if record.size > self.small.bytes >> 3:
+            ring = self.main
+        self._reclaim(ring, record.size, now)
+        body = (
+            L.BODY.pack(
+                len(record.key) | record.flags | record.sequence << 16,
+                record.expires,
+                record.created,
+            )
+            + record.key
+            + record.payload
+        )
+        self._sequence = max(self._sequence, record.sequence)
+        self.admit(digest, ring.append(body, record.size), record.size, frequency)
+
+    # ── S3-FIFO
+
+    def _over(self, size: int, slot: int) -> bool:
+        """Whether the limits leave no room for a record, one at `slot` being superseded."""
+        entries = self.entries
+        live = self.live_bytes + size
+        if slot != NONE:
+            live -= self._size(self.index.cells[slot])
+        else:
+            entries += 1
+        return entries > self.max_entries or live > self.max_bytes
+
+    def _size(self, place: int) -> int:
+        size: int = L.HEADER.unpack_from(self._data, self.address(place))[1] & L.SIZE
+        return size
+
+    def _ring_for_new(self, digest: int) -> Ring:
+        if self.ghost.take(digest):
+            return self.main
+        if not self._full_once and self._small_is_over():
+            # Nothing has been evicted yet, so nothing is known of what is worth keeping.
+            return self.main
+        return self.small
+
+    def _small_is_over(self) -> bool:
+        return (
+            self.small_entries > self.max_entries * SMALL_SHARE
+            or self.small_bytes > self.max_bytes * SMALL_SHARE
+        )
+
+    def _evict(self, now: int) -> None:
+        """Make one entry leave."""
+        from_small = self.small_entries and (not self.main_entries or self._small_is_over())
+        if from_small and self._evict_from(self.small, PROMOTE_AT, now):
+            return
+        if not self._evict_from(self.main, 1, now):
+            raise Damaged("the rings hold fewer entries than were counted")
+
+    def _evict_from(self, ring: Ring, keep_at: int, now: int) -> bool:
+        """Pass the ring's tail until an entry left; False when the ring ran empty.
+
+        Ends: a used entry comes round with a lower count, or leaves for the main ring.
+        """
+        index = self.index
+        while ring.tail < ring.head:
+            position = ring.tail
+            size, state = ring.peek(position)
+            if state != L.LIVE:
+                ring.advance(position + size)
+                continue
+            place = ring.bit | position
+            key, expires = self._key(place)
+            digest = self.digest(key)
+            slot = index.find_place(digest, place)
+            if slot == NONE:
+                ring.advance(position + size)
+                continue
+            count = index.frequency(slot)
+            if expires > now and count >= keep_at:
+                slot = self._carry(ring, position, size, slot, digest, key, now)
+                if ring is self.small:
+                    self.counters.promotions += 1
+                    index.set_frequency(slot, 0)
+                else:
+                    index.set_frequency(slot, count - 1)
+                continue
+            self._account(place, size, -1)
+            index.remove(slot)
+            ring.advance(position + size)
+            if expires <= now:
+                self.counters.expirations += 1
+            else:
+                self.counters.evictions += 1
+                if ring is self.small:
+                    self.ghost.add(digest)
+            return True
+        return False
+
+    # ── mechanics
+
+    def _key(self, place: int) -> tuple[bytes, int]:
+        at = self.address(place) + L.HEADER_BYTES
+        word, expires, _ = L.BODY.unpack_from(self._data, at)
+        at += L.KEY_IN_BODY
+        return self._data[at : at + (word & L.KEY_LENGTH)], expires
+
+    def _account(self, place: int, size: int, sign: int) -> None:
+        if place & L.MAIN_BIT:
+            self.main_entries += sign
+            self.main_bytes += sign * size
+        else:
+            self.small_entries += sign
+            self.small_bytes += sign * size
+
+    def _forget(self, place: int) -> None:
+        """Mark a record dead and take it off the books; its slot is the caller's."""
+        self._account(place, self._size(place), -1)
+        (self.main if place & L.MAIN_BIT else self.small).mark_dead(place)
+
+    def _insert(self, digest: int, place: int, frequency: int) -> None:
+        lost = self.index.insert(digest, place, frequency)
+        if lost is not None:
+            self._forget(lost)
+            self.counters.conflicts += 1
+            self.counters.evictions += 1
+
+    def _reclaim(self, ring: Ring, size: int, now: int) -> bool:
+        """Advance a ring's tail until a record fits; whether anything had to move.
+
+        What is asked for is more than the record: with that reserve a live entry at the tail is
+        copied to the head before the tail passes it, so that readers find it all the time.
+        """
+        wanted = size + min(ring.bytes >> 4, 1 << 18)
+        if ring.fits(wanted):
+            return False
+        while not ring.fits(wanted) and ring.tail < ring.head:
+            self._pass_tail(ring, now)
+        return True
+
+    def _pass_tail(self, ring: Ring, now: int) -> None:
+        position = ring.tail
+        size, state = ring.peek(position)
+        if state == L.LIVE:
+            place = ring.bit | position
+            key, expires = self._key(place)
+            digest = self.digest(key)
+            slot = self.index.find_place(digest, place)
+            if slot != NONE:
+                if expires > now:
+                    self.counters.moves += 1
+                    self._carry(ring, position, size, slot, digest, key, now)
+                    return
+                self.counters.expirations += 1
+                self._account(place, size, -1)
+                self.index.remove(slot)
+        ring.advance(position + size)
+
+    def _carry(
+        self, ring: Ring, position: int, size: int, slot: int, digest: int, key: bytes, now: int
+    ) -> int:
+        """Move the live entry at a ring's tail to the main ring's head, keeping its sequence.
+
+        Returns the entry's slot.
+        """
+        main = self.main
+        at = ring.address(position)
+        body = self._data[at + L.HEADER_BYTES : at + size]
+        old = ring.bit | position
+        if not main.fits(size):
+            if ring is main:
+                # Its own bytes are what is missing: for this moment it is a miss.
+                main.advance(position + size)
+            while not main.fits(size):
+                self._pass_tail(main, now)
+            slot = self.index.find_place(digest, old)
+        place = main.append(body, size)
+        cells = self.index.cells
+        cells[slot] = cells[slot] & ~L.PLACE | place
+        if ring.tail == position:
+            ring.advance(position + size)
+        self._account(old, size, -1)
+        self._account(place, size, 1)
+        self.counters.bytes_appended += size
+        if self.journal is not None:
+            self.journal.add(key)
+        return slot
+
+    def close(self) -> None:
+        """Release the mapping; the file stays."""
+        self.index.release()
+        self._view.release()
+        self.memory.close()
+
+
+__all__ = ["Counters", "Damaged", "Found", "Store", "TooLarge"]
