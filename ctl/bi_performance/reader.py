@@ -30,8 +30,31 @@ class Outcome(Enum):
 MISS: Final = Outcome.MISS
 DETACHED: Final = Outcome.DETACHED
 
-_RETRIES: Final = 8
-"""Probes begun anew because the slot changed under the read; then it is a miss."""
+# What the hot path uses, as globals of this module: an attribute of another costs on every hit.
+_clock = time.clock_gettime_ns
+_xxh3 = xxh3_64_intdigest
+_header = L.HEADER.unpack_from
+_body = L.READ_BODY.unpack_from
+_BOOT_CLOCK: Final = L.BOOT_CLOCK
+_FINGERPRINT_SHIFT: Final = L.FINGERPRINT_SHIFT
+_TAG_SHIFT: Final = L.TAG_SHIFT
+_TAG_DISTANCE_ONE: Final = L.TAG_DISTANCE_ONE
+_TAG_DISTANCE: Final = L.TAG_DISTANCE
+_TAG_MAX: Final = L.TAG_MAX
+_PLACE: Final = L.PLACE
+_POSITION: Final = L.POSITION
+_MAIN_BIT: Final = L.MAIN_BIT
+_SMALL_TAIL: Final = L.W_SMALL_TAIL
+_MAIN_TAIL: Final = L.W_MAIN_TAIL
+_LIVE_HIGH: Final = L.LIVE_HIGH
+_CHECKSUM: Final = L.CHECKSUM
+_KEY_IN_BODY: Final = L.KEY_IN_BODY
+_TOUCH_MAX: Final = L.TOUCH_MAX
+_HITS: Final = L.P_HITS
+_MISSES: Final = L.P_MISSES
+_EXPIRED: Final = L.P_EXPIRED
+_TORN: Final = L.P_TORN
+_SAMPLE_MASK: Final = L.SAMPLE_EVERY - 1
 
 
 class Entry(NamedTuple):
@@ -89,125 +112,99 @@ class StoreReader:
         self.now = 0
         """The boot clock in ns at the last read, so that callers need not ask again."""
 
-    def read(self, key: bytes) -> object:
+    def read(self, key: bytes, whole: bool = False, retries: int = 8) -> object:
         """The value of a key, or MISS, or DETACHED.
 
-        Raises ValueError when the entry is not a value (its writer was no client of ours).
-        """
-        found = self._find(key)
-        if found.__class__ is not tuple:
-            return found
-        record, _, _ = found  # type: ignore[misc]  # a tuple, as was just seen
-        return decode_from(record, L.KEY_IN_BODY + len(key))
+        With `whole` an Entry instead of the value. Raises ValueError when the entry is not a
+        value (its writer was no client of ours).
 
-    def entry(self, key: bytes) -> Entry | Outcome:
-        """As `read`, with age and remaining time to live."""
-        found = self._find(key)
-        if isinstance(found, Outcome):
-            return found
-        record, expires, created = found
-        value = decode_from(record, L.KEY_IN_BODY + len(key))
+        One function without helpers, with its constants as globals of this module: every call
+        and every attribute here is paid on every hit.
+        """
+        control = self._control
+        self.now = now = _clock(_BOOT_CLOCK)
+        if now >= control[self._alive]:
+            return DETACHED
+        digest = _xxh3(key, self._seed)
+        slot = digest % self._slots
+        want = digest >> _FINGERPRINT_SHIFT | _TAG_DISTANCE_ONE
+        cells = self._cells
+        while True:
+            cell = cells[slot]
+            tag = cell >> _TAG_SHIFT
+            if tag == want:
+                place = cell & _PLACE
+                if place & _MAIN_BIT:
+                    at = self._main_at + (place ^ _MAIN_BIT) % self._main_bytes
+                else:
+                    at = self._small_at + place % self._small_bytes
+                store = self._store
+                checksum, size = _header(store, at)
+                size ^= _LIVE_HIGH
+                if size > self._max_record:
+                    return self._again(key, whole, retries)
+                record = store[at + 8 : at + size]
+                if _xxh3(record, place) & _CHECKSUM != checksum or (
+                    place & _POSITION < control[_MAIN_TAIL if place & _MAIN_BIT else _SMALL_TAIL]
+                ):
+                    return self._again(key, whole, retries)
+                length, expires, created = _body(record)
+                end = _KEY_IN_BODY + len(key)
+                if record[_KEY_IN_BODY:end] == key and (
+                    length == len(key) or self._coherent(length ^ len(key))
+                ):
+                    page = self.page
+                    if expires <= now:
+                        page[_EXPIRED] += 1
+                        break
+                    page[_HITS] = hits = page[_HITS] + 1
+                    touches = self._touches
+                    if (count := touches[slot]) < _TOUCH_MAX:
+                        touches[slot] = count + 1
+                    if not hits & _SAMPLE_MASK:
+                        self._sample(now, size)
+                    if whole:
+                        return self._entry(decode_from(record, end), expires, created)
+                    return decode_from(record, end)
+            elif tag < want & _TAG_DISTANCE:
+                break
+            want += _TAG_DISTANCE_ONE
+            slot += 1
+            if want > _TAG_MAX:
+                break
+        self.page[_MISSES] += 1
+        return MISS
+
+    def _again(self, key: bytes, whole: bool, retries: int) -> object:
+        """The record was not what its slot promised: it went or moved while it was read."""
+        self.page[_TORN] += 1
+        if retries:
+            return self.read(key, whole, retries - 1)
+        self.page[_MISSES] += 1
+        return MISS
+
+    def _coherent(self, flags: int) -> bool:
+        """Whether an entry with flags may be served: a shared one while the hosts agree."""
+        return flags == L.FLAG_SHARED and self.now < self._control[L.W_COHERENT_UNTIL]
+
+    def _entry(self, value: object, expires: int, created: int) -> Entry:
         return Entry(
             value,
             max(0.0, (self.now - created * L.CREATED_UNIT_NS) / 1e9),
             None if expires == L.NEVER else (expires - self.now) / 1e9,
         )
 
-    def _find(self, key: bytes) -> tuple[bytes, int, int] | Outcome:
-        """(record from the key length on, expiry, creation) of a readable entry.
-
-        One function without helpers: every call here is paid on every hit.
-        """
-        control = self._control
-        self.now = now = time.clock_gettime_ns(L.BOOT_CLOCK)
-        if now >= control[self._alive]:
-            return DETACHED
-        digest = xxh3_64_intdigest(key, self._seed)
-        home = slot = digest % self._slots
-        tag_at_home = want = digest >> L.FINGERPRINT_SHIFT | L.TAG_DISTANCE_ONE
-        cells = self._cells
-        retries = 0
-        while True:
-            cell = cells[slot]
-            tag = cell >> 48
-            if tag == want:
-                if cell & L.MAIN_BIT:
-                    position = cell & L.POSITION
-                    at = self._main_at + position % self._main_bytes
-                    tail = L.W_MAIN_TAIL
-                else:
-                    position = cell & L.POSITION
-                    at = self._small_at + position % self._small_bytes
-                    tail = L.W_SMALL_TAIL
-                checksum, size = L.HEADER.unpack_from(self._store, at)
-                size ^= L.LIVE_HIGH
-                if L.RECORD_OVERHEAD < size <= self._max_record:
-                    record = self._store[at + 8 : at + size]
-                    if (
-                        position >= control[tail]
-                        and xxh3_64_intdigest(record, cell & L.PLACE) & L.CHECKSUM == checksum
-                    ):
-                        length, expires, created = L.READ_BODY.unpack_from(record)
-                        if length != len(key):
-                            # Another key of this fingerprint, or an entry with a flag.
-                            if (
-                                length & L.FLAG_SHARED
-                                and length & L.KEY_LENGTH == len(key)
-                                and record.startswith(key, L.KEY_IN_BODY)
-                                and now >= control[L.W_COHERENT_UNTIL]
-                            ):
-                                self.page[L.P_MISSES] += 1
-                                return MISS
-                            length &= L.KEY_LENGTH
-                        if length == len(key) and record.startswith(key, L.KEY_IN_BODY):
-                            page = self.page
-                            if expires <= now:
-                                page[L.P_EXPIRED] += 1
-                                page[L.P_MISSES] += 1
-                                return MISS
-                            hits = page[L.P_HITS] + 1
-                            page[L.P_HITS] = hits
-                            touches = self._touches
-                            count = touches[slot]
-                            if count < L.TOUCH_MAX:
-                                touches[slot] = count + 1
-                            if not hits % L.SAMPLE_EVERY:
-                                self._sample(now, len(record))
-                            return record, expires, created
-                        want += L.TAG_DISTANCE_ONE
-                        slot += 1
-                        if want > L.TAG_MAX:
-                            break
-                        continue
-                # Not what the slot promised: the entry went or moved while it was read.
-                self.page[L.P_TORN] += 1
-                if retries == _RETRIES:
-                    break
-                retries += 1
-                slot = home
-                want = tag_at_home
-                continue
-            if tag < want & L.TAG_DISTANCE:
-                break
-            want += L.TAG_DISTANCE_ONE
-            slot += 1
-            if want > L.TAG_MAX:
-                break
-        self.page[L.P_MISSES] += 1
-        return MISS
-
     def _sample(self, began: int, size: int) -> None:
         """Record one hit's duration in the page, for all the hits that are not measured."""
         page = self.page
-        took = time.clock_gettime_ns(L.BOOT_CLOCK) - began
+        took = _clock(_BOOT_CLOCK) - began
         page[L.P_LATENCY + min(took.bit_length(), L.LATENCY_BUCKETS - 1)] += 1
         page[L.P_SAMPLES] += 1
         page[L.P_HIT_BYTES] += size * L.SAMPLE_EVERY
 
     def alive(self) -> bool:
         """Whether the daemon's deadline is in the future."""
-        now: int = time.clock_gettime_ns(L.BOOT_CLOCK)
-        return now < self._control[self._alive]
+        return _clock(_BOOT_CLOCK) < self._control[self._alive]
 
     def close(self) -> None:
         """Unmap everything; no read may follow."""

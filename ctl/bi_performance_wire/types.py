@@ -37,7 +37,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The base of all results: clients must accept fields that they do not know."""
 
 
-class Attach(Args):
+class Attach(Args, frozen=True, kw_only=True):
     """`instance` is a random identity that the client made for itself (16 bytes)."""
 
     instance: bytes
@@ -46,7 +46,7 @@ class Attach(Args):
     name: str = ""
 
 
-class Attached(Result):
+class Attached(Result, frozen=True, kw_only=True):
     """Comes with descriptors by SCM_RIGHTS, in this order: store (read-only), page, touch map."""
 
     epoch: int
@@ -57,18 +57,18 @@ class Attached(Result):
     """The largest encoded entry in bytes that `cache.set` accepts."""
 
 
-class CacheGet(Args):
+class CacheGet(Args, frozen=True, kw_only=True):
     key: Key
     payload: bool = False
     """True: answer with the encoded entry (bin) instead of the value."""
 
 
-class CacheGetMany(Args):
+class CacheGetMany(Args, frozen=True, kw_only=True):
     keys: Annotated[list[Key], msgspec.Meta(max_length=MAX_BATCH)]
     payload: bool = False
 
 
-class CacheSet(Args):
+class CacheSet(Args, frozen=True, kw_only=True):
     key: Key
     value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     """Any msgpack value of at most 64 KiB and 4,096 objects."""
@@ -77,52 +77,52 @@ class CacheSet(Args):
     ttl: Ttl | None = None
 
 
-class CacheSetMany(Args):
+class CacheSetMany(Args, frozen=True, kw_only=True):
     items: Annotated[list[tuple[Key, msgspec.Raw]], msgspec.Meta(max_length=MAX_BATCH)]
     """[key, value] pairs; with `payload` true each second element is an encoded entry (bin)."""
     payload: bool = False
     ttl: Ttl | None = None
 
 
-class CacheDelete(Args):
+class CacheDelete(Args, frozen=True, kw_only=True):
     key: Key
 
 
-class CacheKeys(Args):
+class CacheKeys(Args, frozen=True, kw_only=True):
     pattern: Pattern | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
 
 
-class CacheClear(Args):
+class CacheClear(Args, frozen=True, kw_only=True):
     pattern: Pattern | None = None
     dry_run: bool = False
 
 
-class Stored(Result):
+class Stored(Result, frozen=True, kw_only=True):
     stored: int
     """How many entries were written; 0 when `cache.add` found the key present."""
 
 
-class Deleted(Result):
+class Deleted(Result, frozen=True, kw_only=True):
     deleted: bool
 
 
-class Keys(Result):
+class Keys(Result, frozen=True, kw_only=True):
     keys: list[str | bytes]
     """Text where the key is valid UTF-8, else bytes."""
     truncated: bool
 
 
-class Cleared(Result):
+class Cleared(Result, frozen=True, kw_only=True):
     cleared: int
 
 
-class CacheLevels(Result):
+class CacheLevels(Result, frozen=True, kw_only=True):
     local: dict[str, Any]
     redis: dict[str, Any] | None
 
 
-class CacheStats(Result):
+class CacheStats(Result, frozen=True, kw_only=True):
     hits: int
     misses: int
     hit_rate: float
@@ -144,14 +144,14 @@ class CacheStats(Result):
     levels: CacheLevels
 
 
-class Component(Result):
+class Component(Result, frozen=True, kw_only=True):
     status: str
     """`ok`, `degraded`, or `off`."""
     reason: str | None = None
     details: dict[str, Any] = {}
 
 
-class Status(Result):
+class Status(Result, frozen=True, kw_only=True):
     status: str
     profile: str
     uptime_seconds: float
@@ -159,7 +159,7 @@ class Status(Result):
     components: dict[str, dict[str, Any]]
 
 
-class ServerInfo(Result):
+class ServerInfo(Result, frozen=True, kw_only=True):
     version: str
     pid: int
     uid: int
@@ -173,13 +173,13 @@ class ServerInfo(Result):
     limits: dict[str, int | float]
 
 
-class Setting(Result):
+class Setting(Result, frozen=True, kw_only=True):
     key: str
     value: Any
     origin: str
     unit: str | None = None
 
 
-class ConfigListing(Result):
+class ConfigListing(Result, frozen=True, kw_only=True):
     settings: list[Setting]
     file: str | None = None
