@@ -12,10 +12,10 @@ import time
 from enum import Enum
 from typing import Final, NamedTuple
 
-from bi_performance_wire.value import decode_from
 from xxhash import xxh3_64_intdigest
 
 from bi_performance_wire import layout as L
+from bi_performance_wire.value import decode_from
 
 
 class Outcome(Enum):

@@ -15,7 +15,8 @@ MAX_PATTERN_CHARS = 1024
 MAX_BATCH = 10_000
 
 Key = Annotated[
-    str | bytes,
+    # Text or bytes; msgspec has no union of the two, so `key_bytes` of the handlers decides.
+    Any,
     msgspec.Meta(description=f"text or bytes, 1 to {MAX_KEY_BYTES} bytes (text as UTF-8)"),
 ]
 Ttl = Annotated[float, msgspec.Meta(description="time to live in seconds, more than 0")]

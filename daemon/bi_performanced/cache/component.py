@@ -324,7 +324,7 @@ class Cache:
 
     # ── readers
 
-    def attach(self, *, uid: int, gid: int, instance: bytes, pid: int, name: str) -> Attachment:
+    def attach(self, *, uid: int, instance: bytes, pid: int, name: str) -> Attachment:
         """Hand the store to a process. The caller closes the attachment with its connection."""
         if len(instance) != 16:
             raise WireError(INVALID_ARGUMENT, "instance must have 16 bytes", field="instance")

@@ -1,0 +1,1 @@
+"""The listeners: control socket and HTTP, over one command table."""

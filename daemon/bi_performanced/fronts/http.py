@@ -1,0 +1,192 @@
+"""The HTTP listener: our own accept loop, one contained Hypercorn server a connection.
+
+Hypercorn's `serve()` can be ended by one hostile connection, with every other request, and may
+not return while a client does not read. So each accepted connection runs its `TCPServer` in a
+nursery and behind a stream of its own; what goes wrong there ends that connection alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+import trio
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.config import Config
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+
+from bi_performanced.config import HttpSettings
+from bi_performanced.config.parse import listen
+from bi_performanced.dispatch import Dispatcher
+from bi_performanced.fronts.ports import port_holder
+from bi_performanced.fronts.routes import make_app
+from bi_performanced.fronts.socket import ABSORBED, EXHAUSTED, PAUSE
+from bi_performanced.fronts.stream import GuardedStream
+from bi_performanced.telemetry.logs import Limited
+
+log = structlog.get_logger("performance")
+
+RETRY_PORT = 5.0
+BACKLOG = 128
+
+
+class HttpFront:
+    """Serves the routes on `http.listen`, or on a socket that was inherited."""
+
+    def __init__(
+        self, settings: HttpSettings, dispatcher: Dispatcher, ready: Callable[[], list[str]]
+    ) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._ready = ready
+        self.state: dict[str, Any] = {"status": "off"}
+        """`status` (ok, degraded, off), the URL, and the reason when degraded."""
+        self.url: str | None = None
+        self._streams: set[GuardedStream] = set()
+        self._limited = Limited(10.0)
+        self._accepting = trio.CancelScope()
+        self._context = WorkerContext(None)
+        self._config = _hypercorn_config(settings)
+
+    async def run(
+        self,
+        inherited: socket.socket | None,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve until `stop`; `started` once bound, or once it is known that it is degraded.
+
+        A port that is taken is tried again every five seconds.
+        """
+        address = listen(self._settings.listen)
+        if inherited is None and address is None:
+            task_status.started()
+            return
+        async with trio.open_nursery() as nursery:
+            with self._accepting:
+                told = False
+                while True:
+                    try:
+                        listener = inherited or _bind(address)
+                        break
+                    except OSError as error:
+                        reason = _reason(address, error)
+                        self._degrade(reason)
+                        if not told:
+                            task_status.started()
+                            told = True
+                        await trio.sleep(RETRY_PORT)
+                self._serving(listener)
+                if not told:
+                    task_status.started()
+                with trio.socket.from_stdlib_socket(listener) as accepting:
+                    await self._accept(accepting, nursery)
+            self.state = {"status": "off"}
+            await self._context.terminated.set()
+
+    def stop(self) -> None:
+        """Accept nothing more; connections end with the request they are at."""
+        self._accepting.cancel()
+
+    def abort(self) -> None:
+        """End every connection now, whatever it is at."""
+        for stream in list(self._streams):
+            stream.abort()
+
+    def _serving(self, listener: socket.socket) -> None:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{port}"
+        self.state = {"status": "ok", "url": f"{self.url}/performance/status"}
+        app = make_app(self._settings, self._dispatcher, (host, port), self._ready)
+        self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # hypercorn's own ASGI types
+
+    def _degrade(self, reason: str) -> None:
+        if self.state.get("reason") != reason:
+            log.warning("http.not_bound", reason=reason)
+        self.state = {"status": "degraded", "reason": reason}
+
+    async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                peer, _ = await listener.accept()
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._limited.warning("http.accept_paused", reason=error.strerror)
+                    await trio.sleep(PAUSE)
+                elif error.errno not in ABSORBED:
+                    raise
+                continue
+            if len(self._streams) >= self._settings.max_connections:
+                self._limited.warning(
+                    "http.connection_refused", limit=self._settings.max_connections
+                )
+                peer.close()
+                continue
+            try:
+                stream = GuardedStream(trio.SocketStream(peer), self._settings)
+            except OSError:
+                # The client reset the connection before it was looked at.
+                peer.close()
+                continue
+            self._streams.add(stream)
+            nursery.start_soon(self._serve, stream)
+
+    async def _serve(self, stream: GuardedStream) -> None:
+        server = TCPServer(
+            self._app,
+            self._config,
+            self._context,
+            {},
+            stream,  # type: ignore[arg-type]  # it uses five methods of a stream, which this has
+        )
+        try:
+            await server.run()
+        except Exception as error:
+            # Whatever a peer can make the server raise ends this connection and no other.
+            self._limited.warning("http.connection_failed", error=repr(error)[:500])
+        finally:
+            self._streams.discard(stream)
+            with trio.CancelScope(shield=True):
+                stream.abort()
+                await stream.aclose()
+
+
+def _bind(address: tuple[str, int] | None) -> socket.socket:
+    assert address is not None
+    host, port = address
+    family, kind, protocol, _, where = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _reason(address: tuple[str, int] | None, error: OSError) -> str:
+    assert address is not None
+    host, port = address
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} is taken by {port_holder(port)}"
+    return f"{host}:{port} cannot be bound: {error.strerror}"
+
+
+def _hypercorn_config(settings: HttpSettings) -> Config:
+    config = Config()
+    config.keep_alive_timeout = settings.idle_timeout
+    config.h11_max_incomplete_size = settings.max_header
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = None
+    return config

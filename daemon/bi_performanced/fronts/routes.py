@@ -1,0 +1,138 @@
+"""The HTTP routes: one for each row of the table that has one, and the health checks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import trio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bi_performance_wire.errors import INVALID_ARGUMENT, TIMEOUT, WireError
+from bi_performanced.config import HttpSettings
+from bi_performanced.dispatch import Bound, Caller, Dispatcher, internal
+from bi_performanced.fronts.guard import Guard, Misdirected
+from bi_performanced.fronts.openapi import document
+from bi_performanced.fronts.problem import MEDIA_TYPE, problem, problem_of
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def make_app(
+    settings: HttpSettings,
+    dispatcher: Dispatcher,
+    bound: tuple[str, int],
+    ready: Callable[[], list[str]],
+) -> Starlette:
+    """The ASGI application of a listener; `ready` returns the reasons why it is not."""
+    guard = Guard(settings, bound)
+
+    def route(path: str, verb: str, endpoint: Endpoint) -> Route:
+        async def guarded(request: Request) -> Response:
+            try:
+                _check(guard, request, changes=verb == "POST")
+                with trio.fail_after(settings.request_timeout):
+                    return await endpoint(request)
+            except Misdirected as error:
+                return _problem(421, problem(421, f"this server is not {str(error)[:100]!r}"))
+            except trio.TooSlowError:
+                return _problem(*problem_of(WireError(TIMEOUT, "the answer took too long to make")))
+            except WireError as error:
+                return _problem(*problem_of(error))
+
+        return Route(path, guarded, methods=[verb])
+
+    async def livez(_: Request) -> Response:
+        return Response("ok\n", media_type="text/plain", headers=_HEADERS)
+
+    async def readyz(_: Request) -> Response:
+        reasons = ready()
+        if reasons:
+            return _problem(503, problem(503, "; ".join(reasons)))
+        return Response("ok\n", media_type="text/plain", headers=_HEADERS)
+
+    description = msgspec.json.encode(document(dispatcher.rows)) + b"\n"
+
+    async def openapi(_: Request) -> Response:
+        return _json(description)
+
+    routes = [
+        route(row.http[1], row.http[0], _endpoint(dispatcher, dispatcher.bound[row.name]))
+        for row in dispatcher.rows
+        if row.http is not None
+    ]
+    routes += [
+        route("/performance/livez", "GET", livez),
+        route("/performance/readyz", "GET", readyz),
+        route("/performance/openapi.json", "GET", openapi),
+    ]
+    return Starlette(
+        routes=routes,
+        exception_handlers={HTTPException: _http_exception, Exception: _fault},
+    )
+
+
+def _check(guard: Guard, request: Request, *, changes: bool) -> None:
+    scope = request.scope
+    guard.check(
+        changes=changes,
+        path=request.url.path,
+        headers=request.headers,
+        client=tuple(scope["client"][:2]),
+        server=tuple(scope["server"][:2]),
+    )
+
+
+def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        query: dict[str, str] = {}
+        for name, value in request.query_params.multi_items():
+            if name in query:
+                raise WireError(INVALID_ARGUMENT, f"{name} is given twice", field=name)
+            query[name] = value
+        if await request.body():
+            raise WireError(
+                INVALID_ARGUMENT,
+                "parameters are taken from the query, not from a body",
+                field="body",
+                hint=f"POST {request.url.path}?NAME=VALUE",
+            )
+        result = dispatcher.start_text(bound, query, Caller("http"))
+        if isinstance(result, Awaitable):
+            result = await result
+        return _json(msgspec.json.encode(result) + b"\n")
+
+    return endpoint
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json", headers=_HEADERS)
+
+
+def _problem(status: int, body: bytes, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, media_type=MEDIA_TYPE, headers=_HEADERS | (headers or {}))
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    details: dict[int, str] = {
+        404: f"there is nothing at {request.url.path[:200]}; /performance/openapi.json lists all",
+        405: f"{request.method} is not for {request.url.path}",
+    }
+    text = details.get(error.status_code, error.detail)
+    headers: Any = error.headers
+    return _problem(error.status_code, problem(error.status_code, text), headers)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    return _problem(*problem_of(internal(f"{request.method} {request.url.path}", error)))

@@ -1,0 +1,335 @@
+"""The control socket: MessagePack-RPC over a Unix stream, bounded in every direction."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from array import array
+from collections.abc import Awaitable
+from typing import Any
+
+import msgspec
+import structlog
+import trio
+
+from bi_performance_wire.errors import BUSY, INVALID_REQUEST, WireError
+from bi_performance_wire.framing import Framer, Limits
+from bi_performanced.cache.clients import Attachment
+from bi_performanced.config import SocketSettings
+from bi_performanced.dispatch import Caller, Dispatcher, internal
+from bi_performanced.telemetry.logs import Limited
+
+log = structlog.get_logger("performance")
+
+ABSORBED = frozenset(
+    {errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.EINTR, errno.EAGAIN, errno.ECONNRESET}
+)
+"""accept(2) failures that concern one connection only."""
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""accept(2) failures that pass when something is closed: wait, and try again."""
+PAUSE = 0.1
+RECEIVE_BYTES = 1 << 18
+FLUSH_BYTES = 1 << 18
+"""Answers are sent together, but not more than this waits while further requests are run."""
+LOOK_EVERY = 0.5
+"""Seconds between two looks at the connections' deadlines."""
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_request = msgspec.msgpack.Decoder(tuple[int, int, str, msgspec.Raw]).decode
+_decode_notification = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw]).decode
+_UCRED = struct.Struct("3i")
+_NO_ID = 0
+
+
+class SocketFront:
+    """Accepts connections and answers their requests until cancelled."""
+
+    def __init__(self, settings: SocketSettings, dispatcher: Dispatcher) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._limits = Limits(
+            settings.max_frame_bytes,
+            settings.max_shape_bytes,
+            settings.max_objects,
+            settings.max_depth,
+        )
+        self.connections: set[Connection] = set()
+        self._limited = Limited(10.0)
+        self._accepting = trio.CancelScope()
+
+    async def run(
+        self,
+        listener: trio.socket.SocketType,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Serve a listening socket. Returns once `stop` was called and the last answer is out."""
+        async with trio.open_nursery() as watching:
+            await watching.start(self._watch_deadlines)
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                with self._accepting:
+                    await self._accept(listener, nursery)
+                for connection in list(self.connections):
+                    connection.finish()
+            watching.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Accept nothing more, and close each connection when it has no request in flight."""
+        self._accepting.cancel()
+
+    async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while True:
+            try:
+                peer, _ = await listener.accept()
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._limited.warning("socket.accept_paused", reason=error.strerror)
+                    await trio.sleep(PAUSE)
+                elif error.errno not in ABSORBED:
+                    raise
+                continue
+            if len(self.connections) >= self._settings.max_connections:
+                self._refuse(peer)
+                continue
+            connection = Connection(peer, self._settings, self._limits, self._dispatcher)
+            self.connections.add(connection)
+            nursery.start_soon(self._serve, connection)
+
+    def _refuse(self, peer: trio.socket.SocketType) -> None:
+        limit = self._settings.max_connections
+        self._limited.warning("socket.connection_refused", limit=limit)
+        error = WireError(
+            BUSY,
+            f"the daemon has {limit} connections, its limit",
+            field="max_connections",
+            hint="close some, or raise socket.max_connections",
+        )
+        raw = peer.detach()
+        with socket.socket(fileno=raw) as closing:
+            closing.setblocking(False)
+            try:
+                closing.send(_encode((1, _NO_ID, error.to_map(), None)))
+            except OSError:
+                # The peer has gone already, or does not read: it is closed either way.
+                return
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            await connection.serve()
+        except Exception as error:
+            # One connection's fault, whatever it was, must not take the others with it.
+            internal("connection", error)
+        finally:
+            self.connections.discard(connection)
+
+    async def _watch_deadlines(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """One look at all connections is cheaper than a deadline for each receive."""
+        task_status.started()
+        while True:
+            await trio.sleep(LOOK_EVERY)
+            now = trio.current_time()
+            for connection in list(self.connections):
+                reason = connection.overdue(now)
+                if reason:
+                    self._limited.warning(
+                        "socket.connection_cut", reason=reason, pid=connection.caller.pid
+                    )
+                    connection.scope.cancel()
+
+
+class Connection:
+    """One peer: its decoder, its requests in flight, and the store it was handed."""
+
+    def __init__(
+        self,
+        peer: trio.socket.SocketType,
+        settings: SocketSettings,
+        limits: Limits,
+        dispatcher: Dispatcher,
+    ) -> None:
+        self._peer = peer
+        self._settings = settings
+        self._framer = Framer(limits)
+        self._dispatcher = dispatcher
+        self.caller = _caller(peer)
+        self.scope = trio.CancelScope()
+        self._receiving = trio.CancelScope()
+        self._listening = False
+        self._closing = False
+        self._sending = trio.Lock()
+        self._in_flight = 0
+        self._attachments: list[Attachment] = []
+        self._heard_at = trio.current_time()
+        self._write_began: float | None = None
+        self._answers: list[bytes] = []
+
+    def overdue(self, now: float) -> str | None:
+        """Why the connection is to be cut now, or None."""
+        if self._write_began is not None:
+            if now - self._write_began > self._settings.write_timeout:
+                return "write_timeout"
+            return None
+        quiet = now - self._heard_at > self._settings.idle_timeout
+        if quiet and not self._in_flight and not self._attachments:
+            return "idle_timeout"
+        return None
+
+    def finish(self) -> None:
+        """Read no more; the connection closes when what is in flight has been answered."""
+        self._closing = True
+        if self._listening:
+            self._receiving.cancel()
+
+    async def serve(self) -> None:
+        """Answer requests until the peer closes, breaks the protocol, or is cut."""
+        try:
+            with self.scope:
+                async with trio.open_nursery() as nursery:
+                    with self._receiving:
+                        await self._receive(nursery)
+        except* OSError:
+            # The peer is gone; what it asked for has nobody to go to.
+            pass
+        finally:
+            for attachment in self._attachments:
+                attachment.close()
+            self._peer.close()
+
+    async def _receive(self, nursery: trio.Nursery) -> None:
+        framer = self._framer
+        while not self._closing:
+            # `finish` cancels here and nowhere else: an answer is never cut in the middle.
+            self._listening = True
+            data = await self._peer.recv(RECEIVE_BYTES)
+            self._listening = False
+            if not data:
+                return
+            self._heard_at = trio.current_time()
+            framer.feed(data)
+            size = 0
+            try:
+                while (frame := framer.next_frame()) is not None:
+                    answer = self._run(frame, nursery)
+                    if isinstance(answer, tuple):
+                        await self._flush()
+                        await self._hand_over(*answer)
+                    elif answer is not None:
+                        self._answers.append(answer)
+                        size += len(answer)
+                        if size > FLUSH_BYTES:
+                            await self._flush()
+                            size = 0
+            except WireError as error:
+                number = framer.message_id()
+                self._answers.append(
+                    _encode((1, _NO_ID if number is None else number, error.to_map(), None))
+                )
+                await self._flush()
+                return
+            if self._answers:
+                await self._flush()
+
+    def _run(self, frame: bytes, nursery: trio.Nursery) -> bytes | tuple[int, Attachment] | None:
+        """Run one message: its encoded answer, (message id, Attachment), or None for later.
+
+        Raises WireError for what is not a request or notification.
+        """
+        number: int | None = None
+        try:
+            if frame[0] == 0x94:
+                kind, number, method, params = _decode_request(frame)
+                if kind != 0 or not 0 <= number < 1 << 32:
+                    raise _not_a_request()
+            else:
+                kind, method, params = _decode_notification(frame)
+                if kind != 2:
+                    raise _not_a_request()
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise _not_a_request() from None
+        try:
+            result = self._dispatcher.start(self._dispatcher.find(method), params, self.caller)
+            if isinstance(result, Awaitable):
+                self._later(number, result, nursery)
+                return None
+        except WireError as error:
+            return None if number is None else _encode((1, number, error.to_map(), None))
+        if isinstance(result, Attachment):
+            self._attachments.append(result)
+            return number or 0, result
+        return None if number is None else _encode((1, number, None, result))
+
+    def _later(self, number: int | None, work: Awaitable[Any], nursery: trio.Nursery) -> None:
+        if self._in_flight >= self._settings.max_in_flight:
+            work.close()  # type: ignore[attr-defined]  # a coroutine that was not begun
+            raise WireError(
+                BUSY,
+                f"{self._in_flight} requests of this connection are unanswered, the limit",
+                field="max_in_flight",
+                hint="wait for answers, or raise socket.max_in_flight",
+            )
+        self._in_flight += 1
+        nursery.start_soon(self._finish, number, work)
+
+    async def _finish(self, number: int | None, work: Awaitable[Any]) -> None:
+        try:
+            failed, result = None, None
+            try:
+                result = await work
+            except WireError as error:
+                failed = error.to_map()
+            if number is not None:
+                self._answers.append(_encode((1, number, failed, result)))
+                await self._flush()
+        finally:
+            self._in_flight -= 1
+
+    async def _flush(self) -> None:
+        async with self._sending:
+            if not self._answers:
+                return
+            data = b"".join(self._answers)
+            self._answers.clear()
+            self._write_began = trio.current_time()
+            await self._send(data)
+            self._write_began = None
+
+    async def _send(self, data: bytes) -> None:
+        sent = await self._peer.send(data)
+        if sent < len(data):
+            with memoryview(data) as view:
+                while sent < len(data):
+                    sent += await self._peer.send(view[sent:])
+
+    async def _hand_over(self, number: int, attachment: Attachment) -> None:
+        """Send the answer to `attach` with the descriptors."""
+        data = _encode((1, number, None, attachment.reply))
+        async with self._sending:
+            self._write_began = trio.current_time()
+            try:
+                rights = array("i", attachment.fds)
+                sent = await self._peer.sendmsg(
+                    [data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+                )
+            finally:
+                attachment.close_fds()
+            if sent < len(data):
+                await self._send(data[sent:])
+            self._write_began = None
+
+
+def _not_a_request() -> WireError:
+    return WireError(
+        INVALID_REQUEST,
+        "a message is [0, id, method, params] or [2, method, params]",
+        hint="params is [] or [map]",
+    )
+
+
+def _caller(peer: trio.socket.SocketType) -> Caller:
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(credentials)
+    return Caller("socket", uid, gid, pid)

@@ -1,0 +1,208 @@
+"""The cache's commands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import trio
+
+from bi_performance_wire import types
+from bi_performance_wire.errors import INVALID_ARGUMENT, TOO_LARGE, WireError
+from bi_performance_wire.framing import Limits, count_objects
+from bi_performance_wire.value import PLAIN, ValueFormatError, decompress
+from bi_performanced.cache.clients import Attachment
+from bi_performanced.cache.component import Cache
+from bi_performanced.dispatch import Caller, Handler
+
+VALUE_LIMITS = Limits(frame_bytes=64 << 10, shape_bytes=64 << 10, objects=4096, depth=64)
+MAX_ANSWER = 32 << 20
+THREAD_FROM = 1 << 18
+"""Compressed bytes from which decompressing for a foreign client happens in a thread."""
+
+_threads = trio.CapacityLimiter(2)
+
+
+def handlers(cache: Cache) -> dict[str, Handler]:
+    """A handler for each `cache.…` command and `attach`."""
+    return {
+        "attach": lambda args, caller: attach(cache, args, caller),
+        "cache.get": lambda args, caller: get(cache, args),
+        "cache.get_many": lambda args, caller: get_many(cache, args),
+        "cache.set": lambda args, caller: put(cache, args),
+        "cache.set_many": lambda args, caller: put_many(cache, args),
+        "cache.add": lambda args, caller: add(cache, args),
+        "cache.delete": lambda args, caller: types.Deleted(
+            deleted=cache.delete(key_bytes(args.key))
+        ),
+        "cache.keys": lambda args, caller: keys(cache, args),
+        "cache.clear": lambda args, caller: clear(cache, args),
+        "cache.stats": lambda args, caller: cache.stats(),
+    }
+
+
+def key_bytes(key: object) -> bytes:
+    """The key's bytes; raises WireError for what is neither text nor bytes."""
+    if isinstance(key, str):
+        return key.encode()
+    if isinstance(key, bytes):
+        return key
+    raise WireError(
+        INVALID_ARGUMENT, f"a key is text or bytes, not {type(key).__name__}", field="key"
+    )
+
+
+def attach(cache: Cache, args: types.Attach, caller: Caller) -> Attachment:
+    if caller.uid is None:
+        raise WireError(INVALID_ARGUMENT, "attach needs the control socket")
+    return cache.attach(uid=caller.uid, instance=args.instance, pid=args.pid, name=args.name)
+
+
+def get(cache: Cache, args: types.CacheGet) -> Any:
+    payload = cache.get(key_bytes(args.key))
+    if payload is None:
+        return None
+    return payload if args.payload else _value(payload)
+
+
+def get_many(cache: Cache, args: types.CacheGetMany) -> Any:
+    """The values in the order of the keys, nil for each that is missing."""
+    found: list[Any] = []
+    size = 0
+    for key in args.keys:
+        payload = cache.get(key_bytes(key))
+        if payload is not None:
+            size += len(payload)
+            if size > MAX_ANSWER:
+                raise WireError(
+                    TOO_LARGE,
+                    f"the values have more than {MAX_ANSWER} bytes together",
+                    field="keys",
+                    hint="ask for fewer keys at once",
+                )
+        found.append(payload)
+    if args.payload:
+        return found
+    if any(payload is not None and payload[0] != PLAIN for payload in found):
+        return _in_thread(
+            lambda: [None if each is None else msgspec.Raw(_plain(each)) for each in found]
+        )
+    return [None if each is None else msgspec.Raw(each[1:]) for each in found]
+
+
+def _value(payload: bytes) -> Any:
+    if payload[0] == PLAIN:
+        return msgspec.Raw(payload[1:])
+    if len(payload) >= THREAD_FROM:
+        return _in_thread(lambda: msgspec.Raw(_plain(payload)))
+    return msgspec.Raw(_plain(payload))
+
+
+def _plain(payload: bytes) -> bytes:
+    """The msgpack object of an entry that a client of ours compressed."""
+    try:
+        plain = decompress(payload)
+    except ValueFormatError as error:
+        raise WireError(INVALID_ARGUMENT, f"the entry is not readable: {error}") from None
+    if len(plain) > MAX_ANSWER:
+        raise WireError(
+            TOO_LARGE,
+            f"the value has {len(plain)} bytes; an answer holds {MAX_ANSWER}",
+            hint="read it with a client of this project",
+        )
+    return plain
+
+
+async def _in_thread(work: Any) -> Any:
+    return await trio.to_thread.run_sync(work, limiter=_threads)
+
+
+def _payload(value: msgspec.Raw | msgspec.UnsetType, payload: bytes | msgspec.UnsetType) -> bytes:
+    """The entry to store, from whichever of the two the client sent."""
+    if isinstance(payload, bytes):
+        if value is not msgspec.UNSET:
+            raise WireError(INVALID_ARGUMENT, "give value or payload, not both", field="payload")
+        return _checked(payload)
+    if isinstance(value, msgspec.UnsetType):
+        raise WireError(INVALID_ARGUMENT, "value is missing", field="value")
+    return _foreign(value)
+
+
+def _checked(payload: bytes) -> bytes:
+    if payload[:1] not in (b"\x00", b"\x01") or len(payload) < 2:
+        raise WireError(
+            INVALID_ARGUMENT,
+            "payload is not an encoded entry",
+            field="payload",
+            hint="send value, any MessagePack value, instead",
+        )
+    return payload
+
+
+def _foreign(value: msgspec.Raw) -> bytes:
+    data = bytes(value)
+    try:
+        count_objects(data, VALUE_LIMITS)
+    except WireError as error:
+        raise WireError(
+            error.code,
+            error.message.replace("the message", "the value"),
+            field="value",
+            hint="clients of this project send encoded entries, which may be larger",
+        ) from None
+    return b"\x00" + data
+
+
+def put(cache: Cache, args: types.CacheSet) -> types.Stored:
+    cache.set(key_bytes(args.key), _payload(args.value, args.payload), args.ttl)
+    return types.Stored(stored=1)
+
+
+def add(cache: Cache, args: types.CacheSet) -> types.Stored:
+    stored = cache.add(key_bytes(args.key), _payload(args.value, args.payload), args.ttl)
+    return types.Stored(stored=int(stored))
+
+
+_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
+
+
+def put_many(cache: Cache, args: types.CacheSetMany) -> types.Stored:
+    """Store all or, when one cannot be stored, those before it; the error names which."""
+    entries = []
+    for at, (key, raw) in enumerate(args.items):
+        try:
+            entry = _checked(_decode_bytes(raw)) if args.payload else _foreign(raw)
+        except msgspec.MsgspecError:
+            raise WireError(
+                INVALID_ARGUMENT,
+                f"items[{at}]: with payload true the second element is an encoded entry (bin)",
+                field="items",
+            ) from None
+        entries.append((key_bytes(key), entry))
+    for at, (name, entry) in enumerate(entries):
+        try:
+            cache.set(name, entry, args.ttl)
+        except WireError as error:
+            raise WireError(
+                error.code,
+                f"items[{at}]: {error.message} ({at} of {len(entries)} were stored)",
+                field="items",
+                hint=error.hint,
+            ) from None
+    return types.Stored(stored=len(entries))
+
+
+async def keys(cache: Cache, args: types.CacheKeys) -> types.Keys:
+    found, more = await cache.keys(args.pattern, args.limit)
+    return types.Keys(keys=[_shown(key) for key in found], truncated=more)
+
+
+def _shown(key: bytes) -> str | bytes:
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
+
+
+async def clear(cache: Cache, args: types.CacheClear) -> types.Cleared:
+    return types.Cleared(cleared=await cache.clear(args.pattern, dry_run=args.dry_run))

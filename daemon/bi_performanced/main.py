@@ -1,0 +1,58 @@
+"""The program `bi-performanced`."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bi_performance_wire.errors import WireError
+from bi_performanced.config import ConfigError, load
+from bi_performanced.config.load import listing
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns the exit status (0 stopped, 1 failed, 2 wrong configuration)."""
+    try:
+        options = load(sys.argv[1:] if argv is None else argv, os.environ, Path.cwd())
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(problem)
+        return 2
+    if options.check:
+        rows = listing(options.settings)
+        width = max(len(row.key) for row in rows)
+        for row in rows:
+            value = f"{row.value}{' ' + row.unit if row.unit and row.value is not None else ''}"
+            sys.stdout.write(f"{row.key:{width}}  {value:28}  {row.origin}\n")
+        return 0
+    _allow_descriptors()
+    # Late: what only checks the configuration need not load the loop and the fronts.
+    from bi_performanced.app import App, StartError
+
+    try:
+        App(options.settings, os.environ, Path.cwd()).run()
+    except StartError as error:
+        _say(str(error))
+        return 1
+    except WireError as error:
+        where = f"{error.field}: " if error.field else ""
+        _say(f"{where}{error.message}{'; ' + error.hint if error.hint else ''}")
+        return 1
+    return 0
+
+
+def _say(problem: str) -> None:
+    sys.stderr.write(f"bi-performanced: {problem}\n")
+
+
+def _allow_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one: each connection is one."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
