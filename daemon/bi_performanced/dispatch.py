@@ -80,15 +80,16 @@ class Dispatcher:
 
         Returns the result, or an awaitable of it. Raises WireError, and nothing else.
         """
+        data = bytes(params)
         if bound.decode is None:
-            if bytes(params) not in (b"\x90", b"\x91\x80", b"\x91\xc0"):
+            if data not in (b"\x90", b"\x91\x80", b"\x91\xc0"):
                 raise WireError(
                     INVALID_ARGUMENT, f"{bound.row.name} takes no arguments", field="params"
                 )
             return self._call(bound, None, caller)
         try:
             # A method whose arguments all have defaults may be called with none at all.
-            args = bound.decode(params if bytes(params[:1]) != b"\x90" else b"\x91\x80")[0]
+            args = bound.decode(b"\x91\x80" if data == b"\x90" else data)[0]
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise _argument_error(bound, str(error)) from None
         return self._call(bound, args, caller)

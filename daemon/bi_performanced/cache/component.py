@@ -303,9 +303,14 @@ class Cache:
     def status(self) -> dict[str, Any]:
         """`ok`, `degraded` with the reason, or `off`; and the figures a person asks for first."""
         store = self._store
+        seen = self._clients.figures(boot_clock())
+        hits, misses = self._hits + seen.hits, self._misses + seen.misses
         found: dict[str, Any] = {
             "status": "ok" if self._settings.enabled else "off",
             "mode": self._mode,
+            "hits": hits,
+            "misses": misses,
+            "hit_rate": hits / (hits + misses) if hits + misses else 0.0,
             "entries": store.entries,
             "size_bytes": store.live_bytes,
             "max_entries": store.max_entries,

@@ -1,0 +1,353 @@
+"""The cache as a scraper uses it: `PerformanceCache` with await, `SyncCache` without."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bi_performance.drivers import drive_async, let_others_run
+from bi_performance.link import Link
+from bi_performance.protocol import Unavailable, drive
+from bi_performance.reader import DETACHED, MISS, Entry, Outcome
+from bi_performance_wire import layout as L
+from bi_performance_wire.errors import WireError
+from bi_performance_wire.value import ValueFormatError, encode
+
+Key = str | bytes
+
+MAX_KEY_BYTES: Final = 8192
+TIMEOUT: Final = 1.0
+"""Seconds for an ordinary request."""
+SWEEP_TIMEOUT: Final = 60.0
+"""Seconds for a request that looks at every entry."""
+TURN_NS: Final = 1_000_000
+"""Nanoseconds of hits after which the event loop has a turn."""
+SEEN_PREFIX: Final = b"seen:"
+_BATCH_BYTES: Final = 8 << 20
+_BATCH_KEYS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """What `get_entry` found.
+
+    `age` is in seconds; `stale` tells an entry that is served beyond its time; `level` is
+    "local" (the shared store of this host), or None when nothing was found.
+    """
+
+    found: bool
+    value: Any = None
+    age: float | None = None
+    stale: bool = False
+    level: str | None = None
+    ttl: float | None = None
+    """Seconds left, or None for an entry that does not expire."""
+
+
+def key_bytes(key: Key) -> bytes:
+    """A key as bytes; raises TypeError or ValueError for what is none."""
+    if isinstance(key, str):
+        key = key.encode()
+    elif not isinstance(key, bytes):
+        raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
+    if not 0 < len(key) <= MAX_KEY_BYTES:
+        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, this one {len(key)}")
+    return key
+
+
+def check_ttl(ttl: float | None) -> float | None:
+    """A time to live in seconds; raises TypeError or ValueError for what is none."""
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
+        raise TypeError(f"ttl is a number of seconds, not {type(ttl).__name__}")
+    if not (math.isfinite(ttl) and ttl > 0):
+        raise ValueError(f"ttl must be more than 0 seconds and finite, not {ttl!r}")
+    return float(ttl)
+
+
+def _pairs(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterable[tuple[Key, Any]]:
+    return items.items() if isinstance(items, Mapping) else items
+
+
+class _Common:
+    """What both forms of the cache share: reading in place, and making requests' arguments."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def _read_again(self, key: bytes, whole: bool = False) -> object:
+        """After DETACHED: attach if that can be done now, and read once more."""
+        if self._link.attach():
+            try:
+                return self._link.reader.read(key, whole)
+            except ValueFormatError:
+                return MISS
+        return DETACHED
+
+    def _entry(self, key: Key) -> CacheEntry:
+        name = key_bytes(key)
+        try:
+            found = self._link.reader.read(name, True)
+            if found is DETACHED:
+                found = self._read_again(name, True)
+        except ValueFormatError:
+            return CacheEntry(False)
+        if not isinstance(found, Entry):
+            return CacheEntry(False)
+        return CacheEntry(True, found.value, found.age, False, "local", found.ttl)
+
+    def _set_args(self, key: Key, value: Any, ttl: float | None) -> dict[str, Any]:
+        args: dict[str, Any] = {
+            "key": key_bytes(key),
+            "payload": encode(value, compress=self._link.compression),
+        }
+        if (seconds := check_ttl(ttl)) is not None:
+            args["ttl"] = seconds
+        return args
+
+    def _batches(
+        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], ttl: float | None
+    ) -> list[dict[str, Any]]:
+        """The arguments of as many `cache.set_many` as the items need, all checked before."""
+        extra: dict[str, Any] = {"payload": True}
+        if (seconds := check_ttl(ttl)) is not None:
+            extra["ttl"] = seconds
+        batches: list[dict[str, Any]] = []
+        batch: list[tuple[bytes, bytes]] = []
+        size = 0
+        for key, value in _pairs(items):
+            payload = encode(value, compress=self._link.compression)
+            batch.append((key_bytes(key), payload))
+            size += len(payload)
+            if len(batch) == _BATCH_KEYS or size >= _BATCH_BYTES:
+                batches.append({"items": batch, **extra})
+                batch, size = [], 0
+        if batch:
+            batches.append({"items": batch, **extra})
+        return batches
+
+    def observed(self) -> dict[str, int]:
+        """What this process's reads came to: with `mode = observe`, what would have been served."""
+        page = getattr(self._link.reader, "page", None)
+        if page is None:
+            return {"hits": 0, "misses": 0, "would_have_hit": 0}
+        return {
+            "hits": page[L.P_HITS],
+            "misses": page[L.P_MISSES],
+            "would_have_hit": page[L.P_OBSERVED],
+        }
+
+    @property
+    def unavailable(self) -> int:
+        """Calls of this process that were answered without the daemon."""
+        return self._link.unavailable
+
+
+class PerformanceCache(_Common):
+    """The shared cache, under asyncio or trio.
+
+    No method raises because of the daemon: while it is away a read is a miss and a write returns
+    False. TypeError and ValueError mean a mistake in the call: a key, a value or a ttl that
+    cannot be stored. A request that is cancelled may or may not have been carried out.
+    """
+
+    _turn_at = 0
+
+    async def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or `default`. Read in place: no message, about 2 microseconds."""
+        reader = self._link.reader
+        name = key.encode() if key.__class__ is str else key_bytes(key)
+        try:
+            value = reader.read(name)
+        except ValueFormatError:
+            # What a foreign client stored under another client's marker is no value.
+            return default
+        if reader.now > self._turn_at:
+            # Hits alone would never let the loop run: they do not wait for anything.
+            await let_others_run()
+            self._turn_at = reader.now + TURN_NS
+        if value.__class__ is Outcome:
+            if value is DETACHED:
+                value = self._read_again(key_bytes(key))
+                if value.__class__ is not Outcome:
+                    return value
+            elif not name or len(name) > MAX_KEY_BYTES:
+                key_bytes(key)
+            return default
+        return value
+
+    async def get_entry(self, key: Key) -> CacheEntry:
+        """The value of a key with its age, remaining lifetime and level."""
+        await let_others_run()
+        return self._entry(key)
+
+    async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """The values of those keys that are there."""
+        found = {}
+        missing = object()
+        for key in keys:
+            value = await self.get(key, missing)
+            if value is not missing:
+                found[key] = value
+        return found
+
+    async def set(self, key: Key, value: Any, ttl: float | None = None) -> bool:
+        """Store a value for `ttl` seconds (None: the configured default).
+
+        True when every process of the host reads it from now on; False when the daemon is away
+        or refused it (too large, say), which is logged at a limited rate.
+        """
+        answer = await self._ask("cache.set", self._set_args(key, value, ttl))
+        return answer is not None
+
+    async def set_many(
+        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], ttl: float | None = None
+    ) -> int:
+        """Store several values in few messages; how many were stored."""
+        stored = 0
+        for args in self._batches(items, ttl):
+            answer = await self._ask("cache.set_many", args)
+            stored += answer["stored"] if answer else 0
+        return stored
+
+    async def delete(self, key: Key) -> bool:
+        """Remove a key. True when no process reads it any more; False when the daemon is away."""
+        return await self._ask("cache.delete", {"key": key_bytes(key)}) is not None
+
+    async def clear(self, pattern: str | None = None) -> int | None:
+        """Remove every entry, or those that a pattern matches; how many, or None (daemon away)."""
+        args = {} if pattern is None else {"pattern": pattern}
+        answer = await self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
+        return answer["cleared"] if answer else None
+
+    async def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
+        """Keys that are there, or None when the daemon is away."""
+        args = {"limit": limit} | ({} if pattern is None else {"pattern": pattern})
+        answer = await self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
+        return answer["keys"] if answer else None
+
+    async def stats(self) -> dict[str, Any] | None:
+        """The cache's figures for the whole host, or None when the daemon is away."""
+        answer: dict[str, Any] | None = await self._ask("cache.stats", None)
+        return answer
+
+    async def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
+        """Whether any process of the host called this with the fingerprint within `ttl` seconds.
+
+        Exact over all processes: of those that call at once with a new fingerprint one gets
+        False. While the daemon is away it is False, and counted in `unavailable`.
+        """
+        key = SEEN_PREFIX + key_bytes(fingerprint)
+        if await self.get(key) is not None:
+            return True
+        args = self._set_args(key, 1, ttl)
+        answer = await self._ask("cache.add", args, repeatable=False)
+        return answer is not None and not answer["stored"]
+
+    async def _ask(
+        self,
+        method: str,
+        args: dict[str, Any] | None,
+        *,
+        seconds: float = TIMEOUT,
+        repeatable: bool = True,
+    ) -> Any:
+        link = self._link
+        try:
+            return await drive_async(link.request(method, args, repeatable=repeatable), seconds)
+        except Unavailable as error:
+            link.failed(str(error))
+        except WireError as error:
+            link.note(error)
+        link.unavailable += 1
+        return None
+
+
+class SyncCache(_Common):
+    """The same cache without await, for any number of threads. See PerformanceCache."""
+
+    def get(self, key: Key, default: Any = None) -> Any:
+        """The value of a key, or `default`."""
+        name = key.encode() if key.__class__ is str else key_bytes(key)
+        try:
+            value = self._link.reader.read(name)
+            if value is DETACHED:
+                value = self._read_again(key_bytes(key))
+        except ValueFormatError:
+            return default
+        if value.__class__ is Outcome:
+            if not name or len(name) > MAX_KEY_BYTES:
+                key_bytes(key)
+            return default
+        return value
+
+    def get_entry(self, key: Key) -> CacheEntry:
+        """The value of a key with its age, remaining lifetime and level."""
+        return self._entry(key)
+
+    def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
+        """The values of those keys that are there."""
+        missing = object()
+        found = ((key, self.get(key, missing)) for key in keys)
+        return {key: value for key, value in found if value is not missing}
+
+    def set(self, key: Key, value: Any, ttl: float | None = None) -> bool:
+        """Store a value; True when every process of the host reads it from now on."""
+        return self._ask("cache.set", self._set_args(key, value, ttl)) is not None
+
+    def set_many(
+        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], ttl: float | None = None
+    ) -> int:
+        """Store several values in few messages; how many were stored."""
+        answers = [self._ask("cache.set_many", args) for args in self._batches(items, ttl)]
+        return sum(answer["stored"] for answer in answers if answer)
+
+    def delete(self, key: Key) -> bool:
+        """Remove a key. True when no process reads it any more."""
+        return self._ask("cache.delete", {"key": key_bytes(key)}) is not None
+
+    def clear(self, pattern: str | None = None) -> int | None:
+        """Remove every entry, or those that a pattern matches; how many, or None (daemon away)."""
+        args = {} if pattern is None else {"pattern": pattern}
+        answer = self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
+        return answer["cleared"] if answer else None
+
+    def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
+        """Keys that are there, or None when the daemon is away."""
+        args = {"limit": limit} | ({} if pattern is None else {"pattern": pattern})
+        answer = self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
+        return answer["keys"] if answer else None
+
+    def stats(self) -> dict[str, Any] | None:
+        """The cache's figures for the whole host, or None when the daemon is away."""
+        answer: dict[str, Any] | None = self._ask("cache.stats", None)
+        return answer
+
+    def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
+        """Whether any process of the host called this with the fingerprint within `ttl` seconds."""
+        key = SEEN_PREFIX + key_bytes(fingerprint)
+        if self.get(key) is not None:
+            return True
+        answer = self._ask("cache.add", self._set_args(key, 1, ttl), repeatable=False)
+        return answer is not None and not answer["stored"]
+
+    def _ask(
+        self,
+        method: str,
+        args: dict[str, Any] | None,
+        *,
+        seconds: float = TIMEOUT,
+        repeatable: bool = True,
+    ) -> Any:
+        link = self._link
+        try:
+            return drive(link.request(method, args, repeatable=repeatable), seconds)
+        except Unavailable as error:
+            link.failed(str(error))
+        except WireError as error:
+            link.note(error)
+        link.unavailable += 1
+        return None

@@ -1,0 +1,304 @@
+"""A process's link to the daemon: connections, the attached store, and what happens without it.
+
+Nothing here raises into a scraper because the daemon is away. While it is, no call costs more than
+a look at the clock; attempts to return are spaced with jitter, and one of them waits for an answer
+only when the daemon was well before: a daemon that is stopped, not gone, costs one short wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import select
+import socket
+import sys
+import threading
+import time
+from typing import Any
+
+from bi_performance.protocol import Connection, Steps, Unavailable, drive
+from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
+from bi_performance_wire import layout as L
+from bi_performance_wire.address import candidates
+from bi_performance_wire.errors import WireError
+
+log = logging.getLogger("performance")
+
+ATTACH_WAIT = 0.25
+"""Seconds that an attempt to attach may keep its caller, the first time only."""
+LOOK_AGAIN = 0.02
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 2.0
+WARN_EVERY = 30.0
+IDLE_CONNECTIONS = 8
+MODES = ("on", "observe", "off")
+
+
+class Absent:
+    """Stands for the store while there is none."""
+
+    now = 0
+    default_ttl: float | None = None
+
+    def read(self, key: bytes, whole: bool = False) -> Outcome:
+        return DETACHED
+
+
+class ObservingReader(StoreReader):
+    """Reads as ever and serves nothing: what it would have served is counted instead."""
+
+    def read(self, key: bytes, whole: bool = False, retries: int = 8) -> object:
+        found = super().read(key, whole, retries)
+        if isinstance(found, Outcome):
+            return found
+        self.page[L.P_HITS] -= 1
+        self.page[L.P_MISSES] += 1
+        self.page[L.P_OBSERVED] += 1
+        return MISS
+
+
+class Link:
+    """This process's side of the daemon; one for each socket that is used."""
+
+    def __init__(self, path: str | None = None, *, name: str = "", mode: str | None = None) -> None:
+        self._path = path
+        self._name = name or os.path.basename(sys.argv[0] if sys.argv else "") or "python"  # noqa: PTH119 (text, no path)
+        given = mode or os.environ.get("BI_PERFORMANCE_MODE") or ""
+        if given and given not in MODES:
+            log.warning(
+                "BI_PERFORMANCE_MODE is %r; it may be on, observe or off, and is on now", given
+            )
+            given = "on"
+        self._mode = given
+        self.reader: StoreReader | Absent = Absent()
+        self.mode = given or "on"
+        self.default_ttl: float | None = None
+        self.compression = True
+        self.unavailable = 0
+        """Calls that were answered without the daemon."""
+        self._start()
+        os.register_at_fork(after_in_child=self._after_fork)
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Connection] = []
+        self._attached: Connection | None = None
+        self._pending: tuple[Connection, int, list[int]] | None = None
+        self._instance = os.urandom(16)
+        self._not_before = 0.0
+        self._pause = FIRST_PAUSE
+        self._patient = True
+        self._warned_at = float("-inf")
+        self._unsaid = 0
+
+    def _after_fork(self) -> None:
+        """In a forked child: close what is the parent's, and attach anew when needed.
+
+        Only the child's own copies are closed; the daemon sees nothing of it.
+        """
+        for connection in (*self._idle, self._attached, self._pending and self._pending[0]):
+            if connection is not None:
+                connection.close()
+        for fd in self._pending[2] if self._pending else ():
+            os.close(fd)
+        self.reader = Absent()
+        self._start()
+
+    # ── the store
+
+    def attach(self) -> bool:
+        """Make `reader` a live one if that can be done now; whether it is."""
+        if self.mode == "off":
+            return False
+        if time.monotonic() < self._not_before:
+            self.unavailable += 1
+            return False
+        with self._lock:
+            reader = self.reader
+            if isinstance(reader, StoreReader) and reader.alive():
+                # Another thread was faster.
+                return True
+            try:
+                attached = self._try_attach()
+            except (OSError, WireError, Unavailable, ValueError) as error:
+                self._drop_pending()
+                self._leave(str(error) or type(error).__name__)
+                attached = False
+        if not attached:
+            self.unavailable += 1
+        return attached
+
+    def _try_attach(self) -> bool:
+        """Begin or go on with an attachment; False while the daemon has not answered."""
+        if self._pending is None:
+            connection = Connection(self._find_socket())
+            serial, message = connection.request(
+                "attach",
+                {"instance": self._instance, "pid": os.getpid(), "name": self._name[:100]},
+            )
+            try:
+                drive(connection.send(message), ATTACH_WAIT)
+            except BaseException:
+                connection.close()
+                raise
+            self._pending = connection, serial, []
+        deadline = time.monotonic() + (ATTACH_WAIT if self._patient else 0)
+        connection, serial, fds = self._pending
+        while True:
+            try:
+                data, received, _, _ = socket.recv_fds(
+                    connection.socket, 1 << 16, 8, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(connection.socket, select.POLLIN)
+                left = deadline - time.monotonic()
+                if left > 0 and poll.poll(left * 1000):
+                    continue
+                self._patient = False
+                self._not_before = time.monotonic() + LOOK_AGAIN
+                self._warn("it does not answer")
+                return False
+            fds += received
+            connection.take(data)
+            reply = connection.answer(serial)
+            if reply is not None:
+                break
+        self._adopt(connection, reply, fds)
+        return True
+
+    def _adopt(self, connection: Connection, reply: dict[str, Any], fds: list[int]) -> None:
+        """Map what was handed over. The old reader is dropped, not closed: threads may use it."""
+        if len(fds) != 3:
+            raise Unavailable(f"the daemon sent {len(fds)} descriptors instead of 3")
+        self.mode = self._mode or str(reply["mode"])
+        made = ObservingReader if self.mode == "observe" else StoreReader
+        handed, fds[:] = list(fds), []
+        # From here on the descriptors are the reader's, which closes them whatever happens.
+        reader = made(handed[0], handed[1], handed[2], int(reply["epoch"]))
+        self._pending = None
+        if self._attached is not None:
+            self._attached.close()
+        self._attached = connection
+        self.default_ttl = float(reply["default_ttl"])
+        self.compression = bool(reply["compression"])
+        self.reader = Absent() if self.mode == "off" else reader
+        self._come_back()
+
+    def _drop_pending(self) -> None:
+        if self._pending is not None:
+            connection, _, fds = self._pending
+            self._pending = None
+            connection.close()
+            for fd in fds:
+                os.close(fd)
+
+    # ── requests
+
+    def request(
+        self, method: str, args: dict[str, Any] | None = None, *, repeatable: bool = True
+    ) -> Steps[Any]:
+        """Ask the daemon, as a generator for a driver.
+
+        Raises Unavailable, or WireError with the daemon's answer. A request that may be made
+        twice is made again when a connection that was kept turns out to be dead.
+        """
+        while True:
+            connection, kept = self._checkout()
+            try:
+                result = yield from connection.exchange(method, args)
+            except WireError:
+                # An answer; after one that concerns the connection the daemon closes it.
+                self._checkin(connection)
+                raise
+            except (OSError, Unavailable) as error:
+                connection.close()
+                if kept and repeatable:
+                    continue
+                self._leave(str(error))
+                raise Unavailable(str(error)) from None
+            except BaseException:
+                connection.close()
+                raise
+            self._checkin(connection)
+            self._come_back()
+            return result
+
+    def _checkout(self) -> tuple[Connection, bool]:
+        if self.mode == "off":
+            raise Unavailable("mode is off")
+        while self._idle:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                break
+            if connection.is_idle():
+                return connection, True
+            connection.close()
+        if time.monotonic() < self._not_before:
+            raise Unavailable("it was away a moment ago")
+        try:
+            return Connection(self._find_socket()), False
+        except OSError as error:
+            self._leave(error.strerror or str(error))
+            raise Unavailable(str(error)) from None
+
+    def _checkin(self, connection: Connection) -> None:
+        if len(self._idle) < IDLE_CONNECTIONS:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _find_socket(self) -> str:
+        found = candidates(self._path, os.environ, os.getuid())
+        for candidate in found:
+            if candidate.refused is None:
+                return str(candidate.path)
+        said = "; ".join(f"{each.path} {each.refused}" for each in found)
+        raise OSError(0, f"no control socket: {said}")
+
+    # ── away and back
+
+    def failed(self, reason: str) -> None:
+        """A request's driver gave up; the daemon counts as away for a while."""
+        self._leave(reason)
+
+    def _leave(self, reason: str) -> None:
+        pause = self._pause * random.uniform(0.5, 1.5)
+        self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        self._not_before = time.monotonic() + pause
+        self._warn(reason)
+
+    def _warn(self, reason: str) -> None:
+        now = time.monotonic()
+        self._unsaid += 1
+        if now - self._warned_at >= WARN_EVERY:
+            self._warned_at = now
+            count, self._unsaid = self._unsaid, 0
+            log.warning(
+                "the performance daemon is away (%s): reads are misses and writes are dropped"
+                " until it is back [%d times]",
+                reason,
+                count,
+            )
+
+    def _come_back(self) -> None:
+        self._pause = FIRST_PAUSE
+        self._not_before = 0.0
+        self._patient = True
+
+    def note(self, error: WireError) -> None:
+        """The daemon refused a request: said at a limited rate, never raised."""
+        self._warn(f"{error.code}: {error.message}")
+
+    def close(self) -> None:
+        """Detach and close every connection; the next use attaches again."""
+        with self._lock:
+            self._drop_pending()
+            self.reader = Absent()
+            if self._attached is not None:
+                self._attached.close()
+                self._attached = None
+            while self._idle:
+                self._idle.pop().close()

@@ -1,0 +1,159 @@
+"""One request and its answer on one connection, without knowing how to wait.
+
+The exchange is a generator: it yields (socket, READ or WRITE) where it would block, and its driver
+waits in whatever way its world has: poll, asyncio, trio. Closing the generator, as a driver does on
+a timeout or a cancellation, leaves the connection unusable, and its owner closes it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+from collections.abc import Generator
+from typing import Any, Final, TypeVar
+
+import msgpack
+
+from bi_performance_wire.errors import WireError
+from bi_performance_wire.framing import Framer, Limits
+
+READ: Final = select.POLLIN
+WRITE: Final = select.POLLOUT
+
+Wait = tuple[socket.socket, int]
+T = TypeVar("T")
+Steps = Generator[Wait, None, T]
+
+ANSWER_LIMITS: Final = Limits(
+    frame_bytes=64 << 20, shape_bytes=16 << 20, objects=1 << 20, depth=100
+)
+_RECEIVE: Final = 1 << 18
+
+
+class Unavailable(Exception):
+    """The daemon cannot be asked now: absent, too slow, or it broke off."""
+
+
+class Connection:
+    """A connection to the daemon, owned by one request at a time."""
+
+    def __init__(self, path: str) -> None:
+        """Connect; a Unix socket does so at once or fails. Raises OSError."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self.socket.connect(path)
+        except OSError:
+            self.socket.close()
+            raise
+        self._serial = 0
+        self._framer = Framer(ANSWER_LIMITS)
+
+    def request(self, method: str, args: dict[str, Any] | None) -> tuple[int, bytes]:
+        """A new message id, and the message."""
+        self._serial = serial = (self._serial + 1) & 0xFFFFFFFF
+        params = [] if args is None else [args]
+        message: bytes = msgpack.packb((0, serial, method, params))
+        return serial, message
+
+    def exchange(self, method: str, args: dict[str, Any] | None = None) -> Steps[Any]:
+        """Send a request and return its result.
+
+        Raises WireError when the daemon answered with an error, Unavailable or OSError when the
+        connection is of no more use.
+        """
+        serial, message = self.request(method, args)
+        yield from self.send(message)
+        while True:
+            frame = self._framer.next_frame()
+            if frame is not None:
+                return _result(frame, serial)
+            try:
+                data = self.socket.recv(_RECEIVE)
+            except BlockingIOError:
+                yield self.socket, READ
+                continue
+            self.take(data)
+
+    def send(self, message: bytes) -> Steps[None]:
+        left = memoryview(message)
+        while left:
+            try:
+                sent = self.socket.send(left, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                yield self.socket, WRITE
+                continue
+            left = left[sent:]
+
+    def take(self, data: bytes) -> None:
+        """Received bytes; raises Unavailable at the end of the stream."""
+        if not data:
+            raise Unavailable("the daemon closed the connection")
+        self._framer.feed(data)
+
+    def answer(self, serial: int) -> Any:
+        """The result that has arrived, or None when it is not whole; raises as `exchange`."""
+        frame = self._framer.next_frame()
+        return None if frame is None else _result(frame, serial)
+
+    def is_idle(self) -> bool:
+        """Whether the daemon has neither closed the connection nor said anything unasked."""
+        try:
+            self.socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return not self._framer.pending
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def _result(frame: bytes, serial: int) -> Any:
+    try:
+        kind, number, error, result = msgpack.unpackb(frame, strict_map_key=False)
+    except Exception:
+        # Whatever msgpack found wrong, these bytes are no answer.
+        raise Unavailable("the peer's answer is not MessagePack-RPC") from None
+    if kind != 1:
+        raise Unavailable("the peer's answer is not MessagePack-RPC")
+    if number != serial:
+        # An error that concerns the connection has no request's id.
+        if error is not None:
+            raise WireError.from_map(error)
+        raise Unavailable("the peer answered another request")
+    if error is not None:
+        raise WireError.from_map(error)
+    return result
+
+
+def drive(steps: Steps[T], seconds: float) -> T:
+    """Run an exchange in this thread. Raises Unavailable after `seconds`."""
+    deadline = time.monotonic() + seconds
+    try:
+        while True:
+            waiting, event = next(steps)
+            poll = select.poll()
+            poll.register(waiting, event)
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise Unavailable(f"no answer within {seconds:g} s")
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    finally:
+        steps.close()
+
+
+def ask(path: str | os.PathLike[str], method: str, args: Any = None, *, seconds: float) -> Any:
+    """One request on a connection of its own, as the control program does.
+
+    Raises WireError, Unavailable or OSError.
+    """
+    connection = Connection(os.fspath(path))
+    try:
+        return drive(connection.exchange(method, args), seconds)
+    finally:
+        connection.close()

@@ -1,0 +1,118 @@
+"""`logs`: the daemon's JSON lines for people, followed over rotation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
+
+LEVELS = ("debug", "info", "warning", "error", "critical")
+_COLORS = {"warning": "33", "error": "31", "critical": "31;1", "debug": "2"}
+LOOK_EVERY = 0.2
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--follow", "-f", action="store_true", help="go on as lines come")
+    parser.add_argument("--lines", "-n", metavar="N", default="20", help="how many to begin with")
+    parser.add_argument("--level", choices=LEVELS, default="debug", help="least level shown")
+    parser.add_argument("--file", metavar="PATH", help="this file instead of the daemon's own")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    if not args.lines.isdigit():
+        raise Exit(USAGE, f"--lines must be a whole number, not {args.lines!r}")
+    path = Path(args.file) if args.file else find_log(console)
+    least = LEVELS.index(args.level)
+    try:
+        with path.open("rb") as file:
+            for line in deque(file, maxlen=int(args.lines)) if int(args.lines) else ():
+                _print(line, least, console)
+            inode, at = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise Exit(FAILED, f"{path} cannot be read: {error.strerror}") from None
+    if args.follow:
+        for line in follow(path, inode, at):
+            _print(line, least, console)
+    return 0
+
+
+def find_log(console: Console) -> Path:
+    """The file that the daemon names; without a daemon the default places."""
+    try:
+        named = console.ask("server.info")["log_file"]
+    except Exit:
+        state = os.environ.get("XDG_STATE_HOME") or str(Path("~/.local/state").expanduser())
+        places = [
+            Path("logs/performance.log"),
+            Path(state) / "bi-performance" / "performance.log",
+            Path("/var/log/bi-performance/performance.log"),
+        ]
+        for place in places:
+            if place.is_file():
+                return place
+        raise
+    if named is None:
+        raise Exit(
+            FAILED,
+            "the daemon logs to its standard error; under systemd read it with"
+            " journalctl -u bi-performance",
+        )
+    return Path(named)
+
+
+def follow(path: Path, inode: int, at: int) -> Iterator[bytes]:
+    """Whole lines that are appended from `at` on, also to files that take the path's place."""
+    rest = b""
+    while True:
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != inode or found.st_size < at:
+                    # Rotated, or cut short: what comes now is new.
+                    inode, at, rest = found.st_ino, 0, b""
+                file.seek(at)
+                data = file.read()
+        except FileNotFoundError:
+            data = b""
+        at += len(data)
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
+        if not data:
+            time.sleep(LOOK_EVERY)
+
+
+def _print(line: bytes, least: int, console: Console) -> None:
+    text = line.decode("utf-8", "backslashreplace").strip()
+    try:
+        event: dict[str, Any] = json.loads(text)
+        level = str(event["level"])
+        if level in LEVELS and LEVELS.index(level) < least:
+            return
+        console.say(text if console.json else _person(event, console))
+    except (ValueError, KeyError, TypeError):
+        # Not a line of ours: shown as it is rather than hidden.
+        console.say(text)
+
+
+def _person(event: dict[str, Any], console: Console) -> str:
+    level = str(event.pop("level"))
+    when = str(event.pop("timestamp", ""))[:23].replace("T", " ")
+    name = str(event.pop("event", ""))
+    event.pop("logger", None)
+    error = event.pop("exception", None)
+    fields = " ".join(
+        f"{key}={value if isinstance(value, str) and ' ' not in value else json.dumps(value)}"
+        for key, value in event.items()
+    )
+    line = f"{console.paint(when, '2')} {console.paint(f'{level:8}', _COLORS.get(level, '0'))}"
+    line += f" {console.paint(name, '1')} {fields}".rstrip()
+    if isinstance(error, dict):
+        line += "\n" + str(error.get("traceback", "")).rstrip()
+    return line

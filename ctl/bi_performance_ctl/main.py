@@ -1,0 +1,185 @@
+"""The program `bi-performance`: finds the command, builds its parser from the table, runs it.
+
+`status` is what monitoring scripts call every few seconds, so nothing is imported here that it
+does not need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
+from bi_performance_wire import __version__
+from bi_performance_wire.commands import COMMANDS, Command
+
+
+class Local(NamedTuple):
+    """A command of the control program itself: its module has `add(parser)` and `run`."""
+
+    words: str
+    summary: str
+    module: str
+    example: str
+
+
+LOCAL = (
+    Local(
+        "benchmark",
+        "Measure the cache on this host, beside a plain dict.",
+        "benchmark",
+        "bi-performance benchmark --iterations 100",
+    ),
+    Local("demo", "Crawl a real site with and without the sidecar.", "demo", "bi-performance demo"),
+    Local(
+        "doctor",
+        "Find out why it does not work, and how to mend it.",
+        "doctor",
+        "bi-performance doctor",
+    ),
+    Local("logs", "Show the daemon's log for people.", "logs", "bi-performance logs --follow"),
+    Local(
+        "completion",
+        "Print the shell's completion script.",
+        "completion",
+        "bi-performance completion bash > /etc/bash_completion.d/bi-performance",
+    ),
+)
+
+
+def global_options() -> argparse.ArgumentParser:
+    """The options that stand before or after the command."""
+    made = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add = made.add_argument
+    add("--socket", metavar="PATH", help="the daemon's control socket")
+    add("--json-output", action="store_true", help="print one JSON document, for scripts")
+    add("--timeout", metavar="SECONDS", default="10", help="for the daemon's answer (10)")
+    add("--no-color", action="store_true", help="no colors (also: NO_COLOR in the environment)")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 error, 2 usage, 3 not reachable)."""
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except Exit as done:
+        if done.message:
+            sys.stderr.write(f"bi-performance: {done.message}\n")
+        return done.status
+    except BrokenPipeError:
+        # Whoever read the output has enough; the interpreter must not complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    options, rest = global_options().parse_known_args(argv)
+    if rest[:1] == ["--version"]:
+        sys.stdout.write(f"bi-performance {__version__}\n")
+        return 0
+    if not rest or rest[0] in ("-h", "--help", "help"):
+        from bi_performance_ctl.help import overview
+
+        sys.stdout.write(overview())
+        return 0 if rest else USAGE
+    console = Console(
+        options.socket, options.json_output, _seconds(options.timeout), _color(options)
+    )
+    row, rest = find_command(rest)
+    if isinstance(row, Local):
+        import importlib
+
+        module = importlib.import_module(f"bi_performance_ctl.local.{row.module}")
+        parser = _parser(row.words, row.summary, row.example)
+        module.add(parser)
+        status: int = module.run(parser.parse_args(rest), console)
+        return status
+    run = _special(row)
+    if run is not None:
+        return run(row, rest, console)
+    parser = _parser(row.cli or "", row.summary, row.example)
+    args = None
+    if row.args is None:
+        parser.parse_args(rest)
+    else:
+        from bi_performance_ctl.arguments import add_fields, collect
+
+        add_fields(parser, row)
+        args = collect(row, parser.parse_args(rest))
+    result = console.ask(row.name, args)
+    if console.json:
+        console.document(result)
+    else:
+        from bi_performance_ctl.render import show
+
+        show(row.name, result, console)
+    return 0
+
+
+def _special(row: Command) -> Callable[[Command, list[str], Console], int] | None:
+    """Commands whose values are encoded and decoded here, as every client of ours does."""
+    if row.name in ("cache.get", "cache.set"):
+        from bi_performance_ctl import entries
+
+        return entries.get if row.name == "cache.get" else entries.put
+    return None
+
+
+def find_command(rest: list[str]) -> tuple[Command | Local, list[str]]:
+    """The command that the words begin with, and what follows them. Raises Exit."""
+    known: dict[str, Command | Local] = {row.cli: row for row in COMMANDS if row.cli}
+    known.update({row.words: row for row in LOCAL})
+    for count in (2, 1):
+        words = " ".join(rest[:count])
+        if words in known:
+            return known[words], rest[count:]
+    group = [words for words in known if words.split()[0] == rest[0]]
+    if group:
+        raise Exit(USAGE, f"{rest[0]} needs one of: {', '.join(w.split()[1] for w in group)}")
+    import difflib
+
+    near = difflib.get_close_matches(" ".join(rest[:2]), known, n=1) or difflib.get_close_matches(
+        rest[0], known, n=1
+    )
+    hint = f"did you mean {near[0]}?" if near else "bi-performance --help lists them"
+    raise Exit(USAGE, f"there is no command {rest[0]!r}; {hint}")
+
+
+def _parser(words: str, summary: str, example: str | None) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"bi-performance {words}",
+        description=summary,
+        parents=[global_options()],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example:\n  {example}" if example else None,
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise Exit(USAGE, f"--timeout must be a number of seconds more than 0, not {text!r}")
+    return seconds
+
+
+def _color(options: Any) -> bool:
+    return (
+        not options.no_color
+        and not options.json_output
+        and not os.environ.get("NO_COLOR")
+        and os.environ.get("TERM") != "dumb"
+        and sys.stdout.isatty()
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,19 @@
+"""Results for people. `status` is written by hand, for it must start fast; tables are rich's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bi_performance_ctl.console import Console
+
+
+def show(name: str, result: Any, console: Console) -> None:
+    """Print the result of a command."""
+    if name == "status":
+        from bi_performance_ctl.render.status import status
+
+        console.say(status(result, console))
+        return
+    from bi_performance_ctl.render import tables
+
+    tables.show(name, result, console)

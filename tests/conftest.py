@@ -1,0 +1,44 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "seeded",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("seeded")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-all", action="store_true", help="a skipped test is a failed one"
+    )
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy sends the result in
+    if report.skipped and item.config.getoption("--require-all"):
+        report.outcome = "failed"
+        report.longrepr = f"left out under --require-all: {report.longrepr}"
+
+
+@pytest.fixture(autouse=True)
+def _no_daemon_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test meets no daemon but its own, and no configuration of the machine."""
+    for name in list(os.environ):
+        if name.startswith(("BI_PERFORMANCE", "PERFORMANCE_", "REDIS_", "DB_", "DATABASE_URL")):
+            monkeypatch.delenv(name)
+    monkeypatch.delenv("LOG_LEVEL", raising=False)
