@@ -19,15 +19,11 @@ settings.load_profile("seeded")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--require-all", action="store_true", help="a skipped test is a failed one"
-    )
+    parser.addoption("--require-all", action="store_true", help="a skipped test is a failed one")
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy sends the result in
     if report.skipped and item.config.getoption("--require-all"):

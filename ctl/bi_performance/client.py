@@ -9,13 +9,15 @@ from typing import Any, Final
 
 from bi_performance.drivers import drive_async, let_others_run
 from bi_performance.link import Link
-from bi_performance.protocol import Unavailable, drive
+from bi_performance.protocol import TimedOut, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import WireError
 from bi_performance_wire.value import ValueFormatError, encode
 
 Key = str | bytes
+Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any] | Iterable[tuple[Key, Any]]
+"""What `set_many` takes: a mapping (its key type is invariant, hence three) or pairs."""
 
 MAX_KEY_BYTES: Final = 8192
 TIMEOUT: Final = 1.0
@@ -68,7 +70,7 @@ def check_ttl(ttl: float | None) -> float | None:
     return float(ttl)
 
 
-def _pairs(items: Mapping[Key, Any] | Iterable[tuple[Key, Any]]) -> Iterable[tuple[Key, Any]]:
+def _pairs(items: Items) -> Iterable[tuple[Key, Any]]:
     return items.items() if isinstance(items, Mapping) else items
 
 
@@ -108,9 +110,7 @@ class _Common:
             args["ttl"] = seconds
         return args
 
-    def _batches(
-        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], ttl: float | None
-    ) -> list[dict[str, Any]]:
+    def _batches(self, items: Items, ttl: float | None) -> list[dict[str, Any]]:
         """The arguments of as many `cache.set_many` as the items need, all checked before."""
         extra: dict[str, Any] = {"payload": True}
         if (seconds := check_ttl(ttl)) is not None:
@@ -203,9 +203,7 @@ class PerformanceCache(_Common):
         answer = await self._ask("cache.set", self._set_args(key, value, ttl))
         return answer is not None
 
-    async def set_many(
-        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], ttl: float | None = None
-    ) -> int:
+    async def set_many(self, items: Items, ttl: float | None = None) -> int:
         """Store several values in few messages; how many were stored."""
         stored = 0
         for args in self._batches(items, ttl):
@@ -258,11 +256,16 @@ class PerformanceCache(_Common):
         link = self._link
         try:
             return await drive_async(link.request(method, args, repeatable=repeatable), seconds)
-        except Unavailable as error:
-            link.failed(str(error))
+        except TimedOut as error:
+            link.timed_out(str(error))
+        except Unavailable:
+            # The link has said so, and spaces its attempts to return.
+            pass
         except WireError as error:
             link.note(error)
         link.unavailable += 1
+        # A daemon that is away answers at once: a caller that only writes must not hold the loop.
+        await let_others_run()
         return None
 
 
@@ -298,9 +301,7 @@ class SyncCache(_Common):
         """Store a value; True when every process of the host reads it from now on."""
         return self._ask("cache.set", self._set_args(key, value, ttl)) is not None
 
-    def set_many(
-        self, items: Mapping[Key, Any] | Iterable[tuple[Key, Any]], ttl: float | None = None
-    ) -> int:
+    def set_many(self, items: Items, ttl: float | None = None) -> int:
         """Store several values in few messages; how many were stored."""
         answers = [self._ask("cache.set_many", args) for args in self._batches(items, ttl)]
         return sum(answer["stored"] for answer in answers if answer)
@@ -345,8 +346,11 @@ class SyncCache(_Common):
         link = self._link
         try:
             return drive(link.request(method, args, repeatable=repeatable), seconds)
-        except Unavailable as error:
-            link.failed(str(error))
+        except TimedOut as error:
+            link.timed_out(str(error))
+        except Unavailable:
+            # The link has said so, and spaces its attempts to return.
+            pass
         except WireError as error:
             link.note(error)
         link.unavailable += 1

@@ -8,34 +8,31 @@ from typing import TypeVar
 
 import sniffio
 
-from bi_performance.protocol import READ, Steps, Unavailable, Wait
+from bi_performance.protocol import READ, Steps, TimedOut, Wait
 
 T = TypeVar("T")
 
 
 async def drive_async(steps: Steps[T], seconds: float) -> T:
-    """Run an exchange in the running event loop. Raises Unavailable after `seconds`.
+    """Run an exchange in the running event loop. Raises TimedOut after `seconds`.
 
     A cancellation passes through; the exchange is closed then, and its connection with it.
     """
     try:
+        wait = next(steps)
         if sniffio.current_async_library() == "trio":
-            return await _drive_trio(steps, seconds)
+            return await _drive_trio(steps, wait, seconds)
         async with asyncio.timeout(seconds):
-            return await _drive_asyncio(steps)
-    except TimeoutError:
-        raise Unavailable(f"no answer within {seconds:g} s") from None
-    finally:
-        steps.close()
-
-
-async def _drive_asyncio(steps: Steps[T]) -> T:
-    try:
-        while True:
-            await _wait_asyncio(next(steps))
+            while True:
+                await _wait_asyncio(wait)
+                wait = next(steps)
     except StopIteration as done:
         result: T = done.value
         return result
+    except TimeoutError:
+        raise TimedOut(f"no answer within {seconds:g} s") from None
+    finally:
+        steps.close()
 
 
 async def _wait_asyncio(wait: Wait) -> None:
@@ -60,17 +57,18 @@ async def _wait_asyncio(wait: Wait) -> None:
         remove(fd)
 
 
-async def _drive_trio(steps: Steps[T], seconds: float) -> T:
+async def _drive_trio(steps: Steps[T], wait: Wait, seconds: float) -> T:
     import trio
 
     with trio.move_on_after(seconds):
         try:
             while True:
-                waiting, event = next(steps)
+                waiting, event = wait
                 if event == READ:
                     await trio.lowlevel.wait_readable(waiting)
                 else:
                     await trio.lowlevel.wait_writable(waiting)
+                wait = next(steps)
         except StopIteration as done:
             result: T = done.value
             return result

@@ -38,8 +38,11 @@ MODES = ("on", "observe", "off")
 class Absent:
     """Stands for the store while there is none."""
 
-    now = 0
     default_ttl: float | None = None
+
+    @property
+    def now(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def read(self, key: bytes, whole: bool = False) -> Outcome:
         return DETACHED
@@ -237,6 +240,7 @@ class Link:
                 return connection, True
             connection.close()
         if time.monotonic() < self._not_before:
+            self._unsaid += 1
             raise Unavailable("it was away a moment ago")
         try:
             return Connection(self._find_socket()), False
@@ -260,7 +264,7 @@ class Link:
 
     # ── away and back
 
-    def failed(self, reason: str) -> None:
+    def timed_out(self, reason: str) -> None:
         """A request's driver gave up; the daemon counts as away for a while."""
         self._leave(reason)
 

@@ -36,6 +36,10 @@ class Unavailable(Exception):
     """The daemon cannot be asked now: absent, too slow, or it broke off."""
 
 
+class TimedOut(Unavailable):
+    """The daemon did not answer in time."""
+
+
 class Connection:
     """A connection to the daemon, owned by one request at a time."""
 
@@ -130,7 +134,7 @@ def _result(frame: bytes, serial: int) -> Any:
 
 
 def drive(steps: Steps[T], seconds: float) -> T:
-    """Run an exchange in this thread. Raises Unavailable after `seconds`."""
+    """Run an exchange in this thread. Raises TimedOut after `seconds`."""
     deadline = time.monotonic() + seconds
     try:
         while True:
@@ -139,7 +143,7 @@ def drive(steps: Steps[T], seconds: float) -> T:
             poll.register(waiting, event)
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
-                raise Unavailable(f"no answer within {seconds:g} s")
+                raise TimedOut(f"no answer within {seconds:g} s")
     except StopIteration as done:
         result: T = done.value
         return result

@@ -124,7 +124,9 @@ class DaemonProcess:
     @property
     def http_url(self) -> str:
         url: str = next(
-            event["http"] for event in reversed(self.log_events()) if event["event"] == "daemon.ready"
+            event["http"]
+            for event in reversed(self.log_events())
+            if event["event"] == "daemon.ready"
         )
         return url
 

@@ -26,6 +26,9 @@ from bi_performanced.cache.recovery import recover
 from bi_performanced.cache.store import Store
 
 KEYS = 2000
+RESTARTED = KEYS + 1
+LEDGER_WORDS = KEYS + 2
+"""The ledger: a word a key, the last change's number, whether all restarts were made."""
 DELETED = 1 << 62
 _fork = multiprocessing.get_context("fork")
 
@@ -132,7 +135,7 @@ def read(path: Path, ledger_path: Path, seed: int, count: int, out: Connection) 
     wrong: list[str] = []
     reads = hits = misses = detached = torn = 0
     reader = _attach(path)
-    while reads < count:
+    while reads < count or not ledger[RESTARTED]:
         for n in order:
             floor = ledger[n]
             value = reader.read(keys[n])
@@ -178,7 +181,7 @@ def _attach(path: Path) -> StoreReader:
 
 def _ledger(path: Path) -> memoryview[int]:
     with path.open("r+b") as file:
-        return memoryview(mmap.mmap(file.fileno(), 8 * (KEYS + 1))).cast("Q")
+        return memoryview(mmap.mmap(file.fileno(), 8 * LEDGER_WORDS)).cast("Q")
 
 
 def soak(
@@ -195,7 +198,7 @@ def soak(
     The writer is killed -9 and started again `restarts` times, spread over the readers' work.
     """
     path, ledger_path = folder / "store", folder / "ledger"
-    ledger_path.write_bytes(bytes(8 * (KEYS + 1)))
+    ledger_path.write_bytes(bytes(8 * LEDGER_WORDS))
     ledger = _ledger(ledger_path)
     rng = random.Random(seed)
 
@@ -225,6 +228,7 @@ def soak(
                 if pipe.poll(rng.uniform(0.01, 0.2) if restarted < restarts else 1.0):
                     results.append(pipe.recv())
                     pipes.remove(pipe)
+            ledger[RESTARTED] = restarted == restarts
             if restarted < restarts and pipes and ledger[KEYS] > done:
                 done = ledger[KEYS]
                 assert writer.pid is not None
@@ -240,6 +244,6 @@ def soak(
         for child in children:
             child.kill()
             child.join()
-    sums = [sum(part) for part in list(zip(*results, strict=True))[:5]]
+    made, hits, misses, detached, torn = (sum(part[n] for part in results) for n in range(5))  # type: ignore[misc]  # numbers up to the sixth
     wrong = [text for part in results for text in part[5]]
-    return Result(*sums, wrong=wrong, changes=ledger[KEYS], restarts=restarted)
+    return Result(made, hits, misses, detached, torn, wrong, ledger[KEYS], restarted)

@@ -76,7 +76,9 @@ def test_a_live_entry_is_never_evicted_while_both_limits_leave_room() -> None:
 def test_write_churn_costs_less_than_a_point_of_hit_ratio_beside_a_dict() -> None:
     """DESIGN's gate: half the traffic rewrites 100 of 16,100 keys; entries bound, then bytes."""
     ratios = []
-    for policy in (_StoreCache(10_000, 10_000 * 1070), _DictS3Fifo(10_000)):
+    policies: tuple[_StoreCache | _DictS3Fifo, ...]
+    policies = (_StoreCache(10_000, 10_000 * 1070), _DictS3Fifo(10_000))
+    for policy in policies:
         rng = random.Random(7)
         hits = reads = 0
         for _ in range(250_000):
@@ -96,17 +98,18 @@ def test_write_churn_costs_less_than_a_point_of_hit_ratio_beside_a_dict() -> Non
 @pytest.mark.parametrize("capacity", [100, 1000])
 def test_the_hit_ratio_is_that_of_s3_fifo_over_a_dict(capacity: int) -> None:
     rng = random.Random(capacity)
-    ours, model = _StoreCache(capacity, 64 << 20), _DictS3Fifo(capacity)
+    both: tuple[_StoreCache | _DictS3Fifo, ...]
+    both = (_StoreCache(capacity, 64 << 20), _DictS3Fifo(capacity))
     hits = [0, 0]
     requests = 60_000
     for n in range(requests):
         # Popular keys, and scans between them.
         key = b"%d" % (int(rng.paretovariate(0.7)) if n % 5000 < 4000 else 1_000_000 + n)
-        for which, cache in enumerate((ours, model)):
-            if cache.get(key):
+        for which in (0, 1):
+            if both[which].get(key):
                 hits[which] += 1
             else:
-                cache.put(key)
+                both[which].put(key)
     assert hits[1] > requests // 10
     assert abs(hits[0] - hits[1]) / requests < 0.01, hits
 

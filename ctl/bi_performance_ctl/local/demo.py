@@ -1,2 +1,4 @@
 import argparse
+
+
 def add(parser: argparse.ArgumentParser) -> None: ...
