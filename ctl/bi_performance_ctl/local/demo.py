@@ -1,4 +1,0 @@
-import argparse
-
-
-def add(parser: argparse.ArgumentParser) -> None: ...
