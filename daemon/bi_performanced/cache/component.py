@@ -43,7 +43,13 @@ SWEEP_SLOTS = 400
 RELEASE_AFTER = 30.0
 """Seconds until the pages of a store that was left are taken from readers who stayed on it."""
 RETRY_GROWTH = 60.0
+GROWTH_WAIT = 5.0
+"""Seconds that a request waits for the store to grow."""
 MAX_TTL = 10 * 365 * 86400.0
+
+
+class Growing(WireError):
+    """An entry that the store will hold once it has grown, which has been asked for."""
 
 
 class Cache:
@@ -65,6 +71,7 @@ class Cache:
         self._expired = 0
         self._earlier = Counters()
         self._wake = trio.Event()
+        self._grown = trio.Event()
         self._wanted_record = 0
         self._growth_failed: str | None = None
         self._growth_retry = 0.0
@@ -120,7 +127,7 @@ class Cache:
 
     def get(self, key: bytes) -> bytes | None:
         """The encoded entry, or None. Raises WireError for a key out of bounds."""
-        _check_key(key)
+        check_key(key)
         found = self._store.get(key, boot_clock())
         if found is None:
             self._misses += 1
@@ -135,9 +142,17 @@ class Cache:
         """
         self._put(key, payload, ttl)
 
+    async def wait_grown(self) -> None:
+        """Wait, after Growing, for the growth that was asked for; a second try tells how it went.
+
+        Returns after GROWTH_WAIT seconds at the latest.
+        """
+        with trio.move_on_after(GROWTH_WAIT):
+            await self._grown.wait()
+
     def add(self, key: bytes, payload: bytes, ttl: float | None) -> bool:
         """Store an entry only if no readable one has the key; whether it was stored."""
-        _check_key(key)
+        check_key(key)
         if self._store.get(key, boot_clock()) is not None:
             return False
         self._put(key, payload, ttl)
@@ -145,11 +160,11 @@ class Cache:
 
     def delete(self, key: bytes) -> bool:
         """Remove an entry; whether one was readable. Raises WireError for a key out of bounds."""
-        _check_key(key)
+        check_key(key)
         return self._store.delete(key, boot_clock())
 
     def _put(self, key: bytes, payload: bytes, ttl: float | None) -> None:
-        _check_key(key)
+        check_key(key)
         if not self._settings.enabled:
             raise WireError(
                 UNAVAILABLE,
@@ -182,7 +197,7 @@ class Cache:
         if size <= self._largest_record():
             self._wanted_record = max(self._wanted_record, size)
             self._wake.set()
-            raise WireError(
+            raise Growing(
                 BUSY,
                 f"the store is growing to hold an entry of {len(payload)} bytes",
                 field="value",
@@ -389,18 +404,22 @@ class Cache:
             await self._wake.wait()
             self._wake = trio.Event()
             wanted = self._wanted_limits()
-            if wanted is None or trio.current_time() < self._growth_retry:
-                continue
-            try:
-                await self.resize(*wanted)
-                self._growth_failed = None
-            except OSError as error:
-                self._growth_failed = (
-                    f"the store stays at {self._store.max_bytes} bytes: "
-                    f"{error.strerror} in {self.store_path.parent}"
-                )
-                self._growth_retry = trio.current_time() + RETRY_GROWTH
-                log.warning("cache.growth_failed", reason=self._growth_failed)
+            if wanted is not None and trio.current_time() >= self._growth_retry:
+                await self._try_to_grow(*wanted)
+            self._grown.set()
+            self._grown = trio.Event()
+
+    async def _try_to_grow(self, max_entries: int, max_bytes: int) -> None:
+        try:
+            await self.resize(max_entries, max_bytes)
+            self._growth_failed = None
+        except OSError as error:
+            self._growth_failed = (
+                f"the store stays at {self._store.max_bytes} bytes: "
+                f"{error.strerror} in {self.store_path.parent}"
+            )
+            self._growth_retry = trio.current_time() + RETRY_GROWTH
+            log.warning("cache.growth_failed", reason=self._growth_failed)
 
     def _wanted_limits(self) -> tuple[int, int] | None:
         """The limits (entries, bytes) that the store should have, when it has others."""
@@ -540,7 +559,7 @@ def _recovered(path: Path, memory: Memory) -> Store | None:
     return store
 
 
-def _check_key(key: bytes) -> None:
+def check_key(key: bytes) -> None:
     if not 0 < len(key) <= MAX_KEY_BYTES:
         raise WireError(
             INVALID_ARGUMENT,

@@ -38,6 +38,9 @@ LOOK_EVERY = 0.5
 _encode = msgspec.msgpack.Encoder().encode
 _decode_request = msgspec.msgpack.Decoder(tuple[int, int, str, msgspec.Raw]).decode
 _decode_notification = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw]).decode
+# Some clients send the method's name as bin: what was called raw once was both.
+_decode_bin_request = msgspec.msgpack.Decoder(tuple[int, int, bytes, msgspec.Raw]).decode
+_decode_bin_notification = msgspec.msgpack.Decoder(tuple[int, bytes, msgspec.Raw]).decode
 _UCRED = struct.Struct("3i")
 _NO_ID = 0
 
@@ -238,16 +241,8 @@ class Connection:
 
         Raises WireError for what is not a request or notification.
         """
-        number: int | None = None
         try:
-            if frame[0] == 0x94:
-                kind, number, method, params = _decode_request(frame)
-                if kind != 0 or not 0 <= number < 1 << 32:
-                    raise _not_a_request()
-            else:
-                kind, method, params = _decode_notification(frame)
-                if kind != 2:
-                    raise _not_a_request()
+            number, method, params = _parse(frame)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise _not_a_request() from None
         try:
@@ -319,6 +314,28 @@ class Connection:
             if sent < len(data):
                 await self._send(data[sent:])
             self._write_began = None
+
+
+def _parse(frame: bytes) -> tuple[int | None, str, msgspec.Raw]:
+    """Message id (None for a notification), method and params; raises what msgspec does."""
+    number: int | None = None
+    if frame[0] == 0x94:
+        try:
+            kind, number, method, params = _decode_request(frame)
+        except msgspec.ValidationError:
+            kind, number, raw, params = _decode_bin_request(frame)
+            method = raw.decode()
+        if kind != 0 or not 0 <= number < 1 << 32:
+            raise _not_a_request()
+    else:
+        try:
+            kind, method, params = _decode_notification(frame)
+        except msgspec.ValidationError:
+            kind, raw, params = _decode_bin_notification(frame)
+            method = raw.decode()
+        if kind != 2:
+            raise _not_a_request()
+    return number, method, params
 
 
 def _not_a_request() -> WireError:

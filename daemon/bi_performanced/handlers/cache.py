@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from bi_performance_wire.errors import INVALID_ARGUMENT, TOO_LARGE, WireError
 from bi_performance_wire.framing import Limits, count_objects
 from bi_performance_wire.value import PLAIN, ValueFormatError, decompress
 from bi_performanced.cache.clients import Attachment
-from bi_performanced.cache.component import Cache
+from bi_performanced.cache.component import Cache, Growing, check_key
 from bi_performanced.dispatch import Caller, Handler
 
 VALUE_LIMITS = Limits(frame_bytes=64 << 10, shape_bytes=64 << 10, objects=4096, depth=64)
@@ -153,43 +154,75 @@ def _foreign(value: msgspec.Raw) -> bytes:
     return b"\x00" + data
 
 
-def put(cache: Cache, args: types.CacheSet) -> types.Stored:
-    cache.set(key_bytes(args.key), _payload(args.value, args.payload), args.ttl)
+def put(cache: Cache, args: types.CacheSet) -> Any:
+    name, entry = key_bytes(args.key), _payload(args.value, args.payload)
+    return _when_grown(cache, lambda: _put(cache, name, entry, args.ttl))
+
+
+def _put(cache: Cache, name: bytes, entry: bytes, ttl: float | None) -> types.Stored:
+    cache.set(name, entry, ttl)
     return types.Stored(stored=1)
 
 
-def add(cache: Cache, args: types.CacheSet) -> types.Stored:
-    stored = cache.add(key_bytes(args.key), _payload(args.value, args.payload), args.ttl)
-    return types.Stored(stored=int(stored))
+def add(cache: Cache, args: types.CacheSet) -> Any:
+    name, entry = key_bytes(args.key), _payload(args.value, args.payload)
+    return _when_grown(cache, lambda: types.Stored(stored=int(cache.add(name, entry, args.ttl))))
+
+
+def _when_grown(cache: Cache, act: Callable[[], types.Stored]) -> Any:
+    """The result of `act`, or an awaitable of it when the store has to grow for its entry."""
+    try:
+        return act()
+    except Growing:
+        return _after_growth(cache, act)
+
+
+async def _after_growth(cache: Cache, act: Callable[[], types.Stored]) -> types.Stored:
+    await cache.wait_grown()
+    return act()
 
 
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 
-def put_many(cache: Cache, args: types.CacheSetMany) -> types.Stored:
-    """Store all or, when one cannot be stored, those before it; the error names which."""
+def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
+    """Store all. A bad key or value stores none; an entry that does not fit, those before it."""
     entries = []
     for at, (key, raw) in enumerate(args.items):
         try:
             entry = _checked(_decode_bytes(raw)) if args.payload else _foreign(raw)
+            name = key_bytes(key)
+            check_key(name)
         except msgspec.MsgspecError:
             raise WireError(
                 INVALID_ARGUMENT,
                 f"items[{at}]: with payload true the second element is an encoded entry (bin)",
                 field="items",
             ) from None
-        entries.append((key_bytes(key), entry))
-    for at, (name, entry) in enumerate(entries):
-        try:
-            cache.set(name, entry, args.ttl)
         except WireError as error:
-            raise WireError(
-                error.code,
-                f"items[{at}]: {error.message} ({at} of {len(entries)} were stored)",
-                field="items",
-                hint=error.hint,
-            ) from None
-    return types.Stored(stored=len(entries))
+            raise _at(at, error, "none was stored") from None
+        entries.append((name, entry))
+    stored = 0
+
+    def put_rest() -> types.Stored:
+        nonlocal stored
+        try:
+            while stored < len(entries):
+                cache.set(*entries[stored], args.ttl)
+                stored += 1
+        except Growing:
+            raise
+        except WireError as error:
+            raise _at(stored, error, f"{stored} of {len(entries)} were stored") from None
+        return types.Stored(stored=stored)
+
+    return _when_grown(cache, put_rest)
+
+
+def _at(at: int, error: WireError, done: str) -> WireError:
+    return WireError(
+        error.code, f"items[{at}]: {error.message} ({done})", field="items", hint=error.hint
+    )
 
 
 async def keys(cache: Cache, args: types.CacheKeys) -> types.Keys:
