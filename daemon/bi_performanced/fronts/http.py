@@ -18,6 +18,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
+from starlette.types import ASGIApp
 
 from bi_performanced.config import HttpSettings
 from bi_performanced.config.parse import listen
@@ -50,6 +51,7 @@ class HttpFront:
         self._limited = Limited(10.0)
         self._accepting = trio.CancelScope()
         self._context = WorkerContext(None)
+        self._app: ASGIApp
         self._config = _hypercorn_config(settings)
 
     async def run(
@@ -103,7 +105,7 @@ class HttpFront:
         self.url = f"http://{shown}:{port}"
         self.state = {"status": "ok", "url": f"{self.url}/performance/status"}
         app = make_app(self._settings, self._dispatcher, (host, port), self._ready)
-        self._app = ASGIWrapper(app)  # type: ignore[arg-type]  # hypercorn's own ASGI types
+        self._app = app
 
     def _degrade(self, reason: str) -> None:
         if self.state.get("reason") != reason:
@@ -137,15 +139,22 @@ class HttpFront:
             nursery.start_soon(self._serve, stream)
 
     async def _serve(self, stream: GuardedStream) -> None:
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                stream.answered()
+
         server = TCPServer(
-            self._app,
+            ASGIWrapper(app),
             self._config,
             self._context,
             {},
             stream,  # type: ignore[arg-type]  # it uses five methods of a stream, which this has
         )
         try:
-            await server.run()
+            with stream.scope:
+                await server.run()
         except Exception as error:
             # Whatever a peer can make the server raise ends this connection and no other.
             self._limited.warning("http.connection_failed", error=repr(error)[:500])

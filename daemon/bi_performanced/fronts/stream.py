@@ -40,12 +40,35 @@ class GuardedStream:
         self._writing: trio.CancelScope | None = None
         self._ended = False
         self._aborted = False
+        self._unanswered = 0
+        self.scope = trio.CancelScope()
+        """Around the connection's server: cancelled when nothing more can come of it."""
         self.socket = stream.socket
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes of a request that may be served; b"" at the end."""
-        if self._ended:
-            return b""
+        try:
+            data = b"" if self._ended else await self._receive()
+        except trio.BrokenResourceError:
+            # Reset by the client, which wants no answer either.
+            self._unanswered = 0
+            data = b""
+        if not data:
+            self._ended = True
+            self._end_when_answered()
+        return data
+
+    def answered(self) -> None:
+        """A request that was handed on has had its answer."""
+        self._unanswered -= 1
+        self._end_when_answered()
+
+    def _end_when_answered(self) -> None:
+        # The server itself would wait for its idle timeout.
+        if self._ended and self._unanswered <= 0:
+            self.scope.cancel()
+
+    async def _receive(self) -> bytes:
         if self._body_left:
             if not self._buffer:
                 with trio.move_on_after(self._settings.request_timeout):
@@ -61,6 +84,7 @@ class GuardedStream:
         except Refused as refused:
             await self._answer(refused)
             return b""
+        self._unanswered += 1
         return self._take(size, body=False)
 
     def _take(self, size: int, *, body: bool) -> bytes:

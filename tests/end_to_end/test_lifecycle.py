@@ -1,0 +1,317 @@
+"""The daemon as a service: start, readiness, signals, sockets handed over, stop in time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgpack
+import pytest
+
+from bi_performance.optimizer import PerformanceOptimizer
+from bi_performance_wire.commands import COMMANDS
+from bi_performanced.dispatch import Dispatcher, IncompleteTable
+from support.clients import RawClient
+from support.daemon import DaemonProcess, wait_until
+
+PROGRAM = [sys.executable, "-m", "bi_performanced.main"]
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path) as running:
+        yield running
+
+
+def run_daemon(folder: Path, *options: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """A daemon that is expected to end by itself."""
+    return subprocess.run(
+        [*PROGRAM, "--state-dir", str(folder / "state"), "--http", "off", *options],
+        cwd=folder,
+        env={**os.environ, "RUNTIME_DIRECTORY": str(folder / "run"), **env},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def test_ready_is_said_when_everything_is_bound(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket) as client:
+        assert client.result("ping") is True
+    assert httpx.get(f"{daemon.http_url}/performance/readyz").status_code == 200
+    ready = next(found for found in daemon.notifications if "READY" in found)
+    assert str(daemon.socket) in ready["STATUS"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(daemon: DaemonProcess, number: int) -> None:
+    assert daemon.process is not None
+    daemon.signal(number)
+    assert daemon.process.wait(12) == 0
+    assert not daemon.socket.exists()
+    assert any("STOPPING" in found for found in daemon.take_notifications())
+    assert daemon.log_events()[-1]["event"] == "daemon.stopped"
+
+
+def test_it_stops_in_time_whatever_hangs_on_it(tmp_path: Path) -> None:
+    """Clients that are idle, that read nothing of a large answer, that send half a request."""
+    with DaemonProcess(tmp_path) as daemon:
+        assert daemon.process is not None
+        optimizer = PerformanceOptimizer(str(daemon.socket))
+        assert optimizer.sync.cache.set("large", os.urandom(8 << 20))
+        idle = RawClient(daemon.socket)
+        assert idle.result("ping") is True
+        stalled = RawClient(daemon.socket)
+        for _ in range(10):
+            stalled.send("cache.get", key="large", payload=True)
+        half = RawClient(daemon.socket)
+        half.socket.sendall(b"\x94\x00\x01\xa4pi")
+        host, port = daemon.http_url.removeprefix("http://").split(":")
+        slow = socket.create_connection((host, int(port)))
+        slow.sendall(b"GET /performance/status HTTP/1.1\r\n")
+        began = time.monotonic()
+        assert daemon.stop(within=10) == 0
+        assert time.monotonic() - began < 10
+        assert idle.receive() is None
+        for each in (idle, stalled, half):
+            each.close()
+        slow.close()
+        optimizer.close()
+
+
+def test_a_second_signal_ends_it_at_once(daemon: DaemonProcess) -> None:
+    assert daemon.process is not None
+    with RawClient(daemon.socket) as stalled:
+        stalled.result("cache.set", key="k", value=b"x" * 60_000)
+        stalled.socket.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            # Until both sides' buffers are full.
+            while True:
+                stalled.send("cache.get", key="k")
+        daemon.signal(signal.SIGTERM)
+        wait_until(
+            lambda: any(each["event"] == "daemon.stopping" for each in daemon.log_events()),
+            what="the stop",
+        )
+        daemon.signal(signal.SIGTERM)
+        assert daemon.process.wait(5) in (0, 1)
+
+
+def test_requests_in_flight_are_answered_before_the_end(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket) as client:
+        client.result("cache.set_many", items=[[f"k{n}", n] for n in range(5000)])
+        number = client.send("cache.clear", pattern="k*")
+        daemon.signal(signal.SIGTERM)
+        answer = client.receive()
+        # Either it was read before the stop and done whole, or not begun at all.
+        assert answer is None or answer == [1, number, None, {"cleared": 5000}]
+    assert daemon.process is not None and daemon.process.wait(12) == 0
+
+
+def test_a_dead_daemon_s_socket_is_no_hindrance(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        daemon.kill9()
+        assert daemon.socket.exists()
+        daemon.start()
+        with RawClient(daemon.socket) as client:
+            assert client.result("ping") is True
+
+
+def test_two_daemons_do_not_share_a_socket(daemon: DaemonProcess) -> None:
+    second = run_daemon(daemon.folder, "--socket", str(daemon.socket))
+    assert second.returncode == 1
+    assert "is running on" in second.stderr and str(daemon.socket) in second.stderr
+    with RawClient(daemon.socket) as client:
+        assert client.result("ping") is True, "the first one is not disturbed"
+
+
+def test_two_daemons_do_not_share_a_store(daemon: DaemonProcess, tmp_path: Path) -> None:
+    second = run_daemon(daemon.folder, "--socket", str(tmp_path / "other.sock"))
+    assert second.returncode == 1
+    assert "another daemon uses the store" in second.stderr
+    assert not (tmp_path / "other.sock").exists()
+    with RawClient(daemon.socket) as client:
+        assert client.result("ping") is True
+
+
+def test_a_file_in_the_socket_s_place_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "control.sock"
+    path.write_text("precious")
+    done = run_daemon(tmp_path)
+    assert done.returncode == 1 and "is not a socket" in done.stderr
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "words"),
+    [
+        (["--socket", "/tmp/" + "s" * 120], {}, "socket.path"),
+        (["--socket", "/nowhere/at/all/control.sock"], {}, "is not a directory"),
+        (["--state-dir", "/proc/nowhere"], {}, "state_dir"),
+        ([], {"RUNTIME_DIRECTORY": "/proc/nowhere"}, "runtime directory"),
+        (["--log-file", "/proc/nowhere/log"], {}, "log.file"),
+        (["--config", "/nowhere.toml"], {}, "/nowhere.toml"),
+        (["--http", "nonsense"], {}, "http.listen"),
+        (["--log-level", "LOUD"], {}, "log.level"),
+        ([], {"REDIS_ENABLED": "maybe"}, "REDIS_ENABLED"),
+        ([], {"PERFORMANCE_CACHE_TTL": "-5"}, "PERFORMANCE_CACHE_TTL"),
+    ],
+)
+def test_what_hinders_the_start_is_one_sentence_with_the_setting(
+    tmp_path: Path, options: list[str], env: dict[str, str], words: str
+) -> None:
+    done = run_daemon(tmp_path, *options, **env)
+    assert done.returncode in (1, 2)
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "control.sock").exists()
+
+
+def test_a_runtime_directory_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o777)
+    done = run_daemon(tmp_path)
+    assert done.returncode == 1 and "chmod o-w" in done.stderr
+
+
+def test_a_table_without_a_handler_is_refused() -> None:
+    handlers: dict[str, Any] = {row.name: (lambda args, caller: None) for row in COMMANDS}
+    Dispatcher(handlers)
+    del handlers["cache.clear"]
+    with pytest.raises(IncompleteTable, match=r"cache\.clear"):
+        Dispatcher(handlers)
+    with pytest.raises(IncompleteTable, match="no row"):
+        Dispatcher(handlers | {"cache.clear": handlers["ping"], "no row": handlers["ping"]})
+
+
+def test_sighup_opens_the_log_anew(daemon: DaemonProcess) -> None:
+    moved = daemon.log.with_suffix(".1")
+    daemon.log.rename(moved)
+    daemon.take_notifications()
+    daemon.signal(signal.SIGHUP)
+    wait_until(daemon.log.exists, what="the new file")
+    wait_until(
+        lambda: any(each["event"] == "log.reopened" for each in daemon.log_events()),
+        what="a line in it",
+    )
+    wait_until(lambda: daemon.take_notifications() or len(daemon.notifications) > 2)
+    said = [found for found in daemon.notifications if "RELOADING" in found]
+    assert said and said[0]["MONOTONIC_USEC"].isdigit()
+    assert "READY" in daemon.notifications[-1]
+    assert any('"daemon.ready"' in line for line in moved.read_text().splitlines())
+
+
+def test_the_watchdog_is_fed_by_the_loop_itself(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path, env={"WATCHDOG_USEC": "400000"}) as daemon:
+
+        def signs() -> int:
+            daemon.take_notifications()
+            return sum("WATCHDOG" in found for found in daemon.notifications)
+
+        wait_until(lambda: signs() >= 3, what="signs of life")
+        daemon.signal(signal.SIGSTOP)
+        signs()
+        stopped = signs()
+        wait_for_silence = time.monotonic() + 1.0
+        while time.monotonic() < wait_for_silence:
+            assert signs() == stopped, "a process that does not run gives no sign"
+            time.sleep(0.05)
+        daemon.signal(signal.SIGCONT)
+        wait_until(lambda: signs() > stopped, what="signs of life again")
+
+
+ACTIVATE = """
+import os, sys
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="control:http")
+os.execv(sys.executable, [sys.executable, "-m", "bi_performanced.main", *sys.argv[1:]])
+"""
+
+
+def test_sockets_that_the_service_manager_opened_are_served(tmp_path: Path) -> None:
+    path = tmp_path / "handed.sock"
+    with socket.socket(socket.AF_UNIX) as control, socket.socket() as http:
+        control.bind(str(path))
+        control.listen()
+        http.bind(("127.0.0.1", 0))
+        http.listen()
+        port = http.getsockname()[1]
+
+        def place() -> None:
+            # In the child: the two as descriptors 3 and 4, whatever lies there.
+            first = fcntl.fcntl(control.fileno(), fcntl.F_DUPFD, 100)
+            second = fcntl.fcntl(http.fileno(), fcntl.F_DUPFD, 100)
+            os.dup2(first, 3)
+            os.dup2(second, 4)
+
+        daemon = DaemonProcess(tmp_path, program=("-c", ACTIVATE))
+        try:
+            daemon.start(preexec_fn=place, pass_fds=(3, 4))
+            with RawClient(path) as client:
+                assert client.result("ping") is True
+                client.result("cache.set", key="kept", value=1)
+            url = f"http://127.0.0.1:{port}/performance/status"
+            assert httpx.get(url).json()["status"] == "ok"
+            assert daemon.stop() == 0
+            assert path.exists(), "the socket is the service manager's"
+            # What connects while no daemon runs is served by the next one.
+            with RawClient(path) as waiting:
+                waiting.send("cache.get", key="kept")
+                daemon.start(preexec_fn=place, pass_fds=(3, 4))
+                assert waiting.receive()[3] == 1
+        finally:
+            daemon.__exit__(None, None, None)
+
+
+def test_check_prints_the_configuration_and_does_not_start(tmp_path: Path) -> None:
+    done = run_daemon(tmp_path, "--check", PERFORMANCE_CACHE_MAX_SIZE="77")
+    assert done.returncode == 0
+    assert "cache.max_size" in done.stdout and "77" in done.stdout
+    assert "PERFORMANCE_CACHE_MAX_SIZE" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_version_is_said() -> None:
+    done = subprocess.run([*PROGRAM, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("bi-performanced ")
+
+
+def test_entries_and_their_order_survive_a_kill(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        with RawClient(daemon.socket) as client:
+            client.result("cache.set_many", items=[[f"k{n}", n] for n in range(1000)])
+            client.result("cache.set", key="short", value=1, ttl=0.05)
+            client.result("cache.delete", key="k5")
+            client.result("cache.set", key="k6", value="changed")
+        daemon.restart()
+        with RawClient(daemon.socket) as client:
+            values = client.result("cache.get_many", keys=[f"k{n}" for n in range(1000)])
+            assert values == [*range(5), None, "changed", *range(7, 1000)]
+            wait_until(lambda: client.result("cache.get", key="short") is None)
+
+
+def test_a_store_that_is_not_one_is_replaced_and_said(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon:
+        daemon.kill9()
+        store = daemon.runtime / "store"
+        store.write_bytes(os.urandom(store.stat().st_size))
+        daemon.start()
+        with RawClient(daemon.socket) as client:
+            assert client.result("cache.set", key="k", value=1) == {"stored": 1}
+            assert client.result("cache.get", key="k") == 1
+
+
+def test_messages_of_a_newer_client_are_answered_not_dropped(daemon: DaemonProcess) -> None:
+    with RawClient(daemon.socket) as client:
+        client.socket.sendall(msgpack.packb([0, 1, "cache.later", [{"x": 1}]]))
+        assert client.receive()[2]["code"] == "unknown_method"
+        assert client.result("ping") is True
