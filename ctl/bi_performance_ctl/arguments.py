@@ -58,5 +58,8 @@ def collect(row: Command, parsed: argparse.Namespace) -> dict[str, Any]:
     try:
         checked = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise Exit(USAGE, str(error).replace("`$.", "`--")) from None
+        what, _, where = str(error).partition(" - at ")
+        name = where.strip("`").removeprefix("$.")
+        option = name.upper() if name in row.positional else f"--{name.replace('_', '-')}"
+        raise Exit(USAGE, f"{option}: {what[:1].lower()}{what[1:].replace('`', '')}") from None
     return {name: getattr(checked, name) for name in given}

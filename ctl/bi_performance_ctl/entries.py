@@ -15,9 +15,9 @@ from bi_performance_wire.value import ValueFormatError, decode, encode
 
 def get(row: Command, rest: list[str], console: Console) -> int:
     """Print one value: text and bytes as they are, anything else as JSON."""
-    from bi_performance_ctl.main import _parser
+    from bi_performance_ctl.main import parser_of
 
-    parser = _parser(row.cli or "", row.summary, row.example)
+    parser = parser_of(row.cli or "", row.summary, row.example)
     add_fields(parser, row)
     args = collect(row, parser.parse_args(rest))
     payload = console.ask(row.name, {**args, "payload": True})
@@ -56,9 +56,9 @@ def _plain(value: Any) -> Any:
 
 def put(row: Command, rest: list[str], console: Console) -> int:
     """Store text, a JSON value, or what standard input holds."""
-    from bi_performance_ctl.main import _parser
+    from bi_performance_ctl.main import parser_of
 
-    parser = _parser(
+    parser = parser_of(
         row.cli or "",
         row.summary + " The value is text; - reads it from standard input.",
         row.example,

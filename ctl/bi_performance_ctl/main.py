@@ -95,14 +95,14 @@ def _run(argv: list[str]) -> int:
         import importlib
 
         module = importlib.import_module(f"bi_performance_ctl.local.{row.module}")
-        parser = _parser(row.words, row.summary, row.example)
+        parser = parser_of(row.words, row.summary, row.example)
         module.add(parser)
         status: int = module.run(parser.parse_args(rest), console)
         return status
     run = _special(row)
     if run is not None:
         return run(row, rest, console)
-    parser = _parser(row.cli or "", row.summary, row.example)
+    parser = parser_of(row.cli or "", row.summary, row.example)
     args = None
     if row.args is None:
         parser.parse_args(rest)
@@ -150,7 +150,7 @@ def find_command(rest: list[str]) -> tuple[Command | Local, list[str]]:
     raise Exit(USAGE, f"there is no command {rest[0]!r}; {hint}")
 
 
-def _parser(words: str, summary: str, example: str | None) -> argparse.ArgumentParser:
+def parser_of(words: str, summary: str, example: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"bi-performance {words}",
         description=summary,

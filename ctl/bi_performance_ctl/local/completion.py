@@ -21,12 +21,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _words() -> dict[str, list[str]]:
     """The options after each command, by its words."""
-    from bi_performance_ctl.main import LOCAL, _parser
+    from bi_performance_ctl.main import LOCAL, parser_of
 
     found: dict[str, list[str]] = {}
     for row in COMMANDS:
         if row.cli:
-            parser = _parser(row.cli, row.summary, None)
+            parser = parser_of(row.cli, row.summary, None)
             if row.args:
                 from bi_performance_ctl.arguments import add_fields
 
@@ -35,7 +35,7 @@ def _words() -> dict[str, list[str]]:
     import importlib
 
     for local in LOCAL:
-        parser = _parser(local.words, local.summary, None)
+        parser = parser_of(local.words, local.summary, None)
         importlib.import_module(f"bi_performance_ctl.local.{local.module}").add(parser)
         found[local.words] = _options(parser)
     return found

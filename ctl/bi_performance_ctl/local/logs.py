@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
 
@@ -31,15 +32,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     path = Path(args.file) if args.file else find_log(console)
     least = LEVELS.index(args.level)
     try:
-        with path.open("rb") as file:
-            for line in deque(file, maxlen=int(args.lines)) if int(args.lines) else ():
-                _print(line, least, console)
-            inode, at = os.fstat(file.fileno()).st_ino, file.seek(0, os.SEEK_END)
+        file = path.open("rb")
     except OSError as error:
         raise Exit(FAILED, f"{path} cannot be read: {error.strerror}") from None
-    if args.follow:
-        for line in follow(path, inode, at):
+    with file:
+        for line in deque(file, maxlen=int(args.lines)) if int(args.lines) else ():
             _print(line, least, console)
+        at = file.seek(0, os.SEEK_END)
+    if args.follow:
+        sys.stdout.flush()
+        for line in follow(path, at):
+            _print(line, least, console)
+            sys.stdout.flush()
     return 0
 
 
@@ -67,25 +71,43 @@ def find_log(console: Console) -> Path:
     return Path(named)
 
 
-def follow(path: Path, inode: int, at: int) -> Iterator[bytes]:
+def follow(path: Path, at: int) -> Iterator[bytes]:
     """Whole lines that are appended from `at` on, also to files that take the path's place."""
-    rest = b""
     while True:
         try:
-            with path.open("rb") as file:
-                found = os.fstat(file.fileno())
-                if found.st_ino != inode or found.st_size < at:
-                    # Rotated, or cut short: what comes now is new.
-                    inode, at, rest = found.st_ino, 0, b""
-                file.seek(at)
-                data = file.read()
+            file = path.open("rb")
         except FileNotFoundError:
-            data = b""
-        at += len(data)
+            # Between a rotation and the daemon's next line.
+            time.sleep(LOOK_EVERY)
+            continue
+        with file:
+            file.seek(at)
+            yield from _appended(file, path)
+        at = 0
+
+
+def _appended(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Whole lines of one file until another has its place, or it was cut short."""
+    rest = b""
+    while True:
+        # Looked at before it is read: what was written before a rotation is read after it.
+        replaced = _is_replaced(file, path)
+        data = file.read()
         *lines, rest = (rest + data).split(b"\n")
         yield from lines
+        if replaced:
+            return
         if not data:
             time.sleep(LOOK_EVERY)
+
+
+def _is_replaced(file: BinaryIO, path: Path) -> bool:
+    ours = os.fstat(file.fileno())
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return (there.st_ino, there.st_dev) != (ours.st_ino, ours.st_dev) or ours.st_size < file.tell()
 
 
 def _print(line: bytes, least: int, console: Console) -> None:

@@ -56,16 +56,17 @@ class LogSink:
         os.close(old)
         return None
 
-    def write(self, line: str) -> None:
+    def write(self, line: str) -> bool:
+        """Write a line; whether it is there whole. One that is not is counted in `lost`."""
         data = line.encode("utf-8", "backslashreplace") + b"\n"
         try:
             written = os.write(self._fd, data)
         except OSError:
-            self.lost += 1
-            return
+            written = 0
         if written < len(data):
-            # The disk is full: end the half line, so that the next one stands alone.
             self.lost += 1
+            return False
+        return True
 
     def close(self) -> None:
         if self._fd > 2:
@@ -137,9 +138,11 @@ class _Processor:
                 "message": _text(error),
                 "traceback": "".join(traceback.format_exception(error))[-MAX_TEXT:],
             }
-        if self.sink.lost:
-            line["lines_lost"], self.sink.lost = self.sink.lost, 0
-        self.sink.write(render(line))
+        lost = self.sink.lost
+        if lost:
+            line["lines_lost"] = lost
+        if self.sink.write(render(line)):
+            self.sink.lost -= lost
         raise structlog.DropEvent
 
 
@@ -153,11 +156,19 @@ class _Handler(logging.Handler):
             getattr(log, method if method in ("debug", "info", "error", "critical") else "warning")(
                 "library.message",
                 source=record.name,
-                message=record.getMessage(),
+                message=_message(record),
                 exc_info=record.exc_info[1] if record.exc_info else None,
             )
         except Exception:
             self.handleError(record)
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        # A library whose arguments do not fit its format: say what there is.
+        return f"{record.msg} {record.args}"
 
 
 def configure(level: str, path: Path | None) -> LogSink:

@@ -1,0 +1,121 @@
+"""The bare wheel, without extras, in an environment of its own: the seed's cache lines run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from support.daemon import DaemonProcess
+
+ROOT = Path(__file__).parents[2]
+
+SEED = """
+import asyncio
+
+from business_intel_scraper.backend.performance.optimizer import get_performance_optimizer
+
+
+async def main():
+    # Get optimizer instance
+
+    optimizer = get_performance_optimizer()
+
+    # Use performance cache
+
+    await optimizer.cache.set("key", "value", ttl=3600)
+    cached_value = await optimizer.cache.get("key")
+    print(cached_value)
+
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "-w",
+            str(folder),
+            str(ROOT),
+        ],
+        check=True,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+    )
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_our_packages_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {
+        "bi_performance",
+        "bi_performance_ctl",
+        "bi_performance_wire",
+        "bi_performanced",
+        "business_intel_scraper",
+    }
+    assert not [name for name in names if "test" in name.lower() or name.endswith(".pyc")]
+    assert "business_intel_scraper/__init__.py" not in names
+
+
+def test_the_seed_s_cache_lines_run_with_the_bare_wheel(wheel: Path, tmp_path: Path) -> None:
+    place = tmp_path / "venv"
+    venv.create(place, with_pip=True)
+    python = str(place / "bin" / "python")
+    subprocess.run(
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "-c",
+            str(ROOT / "constraints.txt"),
+            str(wheel),
+        ],
+        check=True,
+        env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        cwd=tmp_path,
+    )
+    absent = "import importlib.util as u; print([n for n in ('psutil', 'redis') if u.find_spec(n)])"
+    listed = subprocess.run([python, "-c", absent], capture_output=True, text=True, check=True)
+    assert listed.stdout == "[]\n", "a bare installation has no extras"
+    script = tmp_path / "scraper.py"
+    script.write_text(SEED)
+    with DaemonProcess(tmp_path, python=python) as daemon:
+        environ = {**os.environ, "BI_PERFORMANCE_SOCKET": str(daemon.socket)}
+        done = subprocess.run(
+            [python, str(script)], capture_output=True, text=True, env=environ, cwd=tmp_path
+        )
+        assert (done.stdout, done.stderr) == ("value\n", "")
+        status = subprocess.run(
+            [str(place / "bin" / "bi-performance"), "status"],
+            capture_output=True,
+            text=True,
+            env=environ,
+            check=True,
+        )
+        assert "1 of 10,000 entries" in status.stdout
+    done = subprocess.run(
+        [python, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "BI_PERFORMANCE_SOCKET": str(tmp_path / "nobody")},
+    )
+    assert done.returncode == 0 and done.stdout == "None\n", "without a daemon it is a miss"
+    assert "performance daemon is away" in done.stderr
