@@ -319,10 +319,11 @@ def test_help_names_every_command(say: Seen) -> None:
 def test_the_socket_is_found_where_the_contract_says(tmp_path: Path) -> None:
     """Without an option or a variable: the runtime directory of the user, checked for its owner."""
     runtime = Path(f"/tmp/bi-performance-{os.getuid()}")
-    if runtime.exists():
-        shutil.rmtree(runtime)
-    with DaemonProcess(tmp_path, env={"RUNTIME_DIRECTORY": ""}) as daemon:
+    assert not (runtime / "control.sock").exists(), "stop your own daemon for this test"
+    env = {"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": ""}
+    with DaemonProcess(tmp_path, env=env) as daemon:
         wait_until((runtime / "control.sock").exists, what="the socket")
         assert "ok" in ctl("status").stdout
         daemon.stop()
+    assert not (runtime / "control.sock").exists()
     shutil.rmtree(runtime)
