@@ -258,7 +258,7 @@ class Link:
         found = candidates(self._path, os.environ, os.getuid())
         for candidate in found:
             if candidate.refused is None:
-                return str(candidate.path)
+                return candidate.path
         said = "; ".join(f"{each.path} {each.refused}" for each in found)
         raise OSError(0, f"no control socket: {said}")
 

@@ -74,7 +74,7 @@ class Console(NamedTuple):
         found = self.candidates()
         for candidate in found:
             if candidate.refused is None:
-                return str(candidate.path)
+                return candidate.path
         tried = "".join(f"\n  {each.path}: {each.refused}" for each in found)
         raise Exit(
             UNREACHABLE,

@@ -6,15 +6,17 @@ does not need.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
 from bi_performance_wire import __version__
 from bi_performance_wire.commands import COMMANDS, Command
+
+if TYPE_CHECKING:
+    import argparse
 
 
 class Local(NamedTuple):
@@ -50,15 +52,37 @@ LOCAL = (
 )
 
 
-def global_options() -> argparse.ArgumentParser:
+class Options(NamedTuple):
     """The options that stand before or after the command."""
-    made = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add = made.add_argument
-    add("--socket", metavar="PATH", help="the daemon's control socket")
-    add("--json-output", action="store_true", help="print one JSON document, for scripts")
-    add("--timeout", metavar="SECONDS", default="10", help="for the daemon's answer (10)")
-    add("--no-color", action="store_true", help="no colors (also: NO_COLOR in the environment)")
-    return made
+
+    socket: str | None = None
+    json_output: bool = False
+    timeout: str = "10"
+    no_color: bool = False
+
+
+def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """The global options, wherever they stand, and the other words. Raises Exit (usage).
+
+    Written out because argparse takes longer to import than `status` to run.
+    """
+    found: dict[str, Any] = {}
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        name, given, value = word.partition("=")
+        if word == "--":
+            rest += [word, *words]
+        elif name in ("--socket", "--timeout"):
+            text = value if given else next(words, None)
+            if text is None:
+                raise Exit(USAGE, f"{name} needs a value")
+            found[name[2:]] = text
+        elif word in ("--json-output", "--no-color"):
+            found[word[2:].replace("-", "_")] = True
+        else:
+            rest.append(word)
+    return Options(**found), rest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    options, rest = global_options().parse_known_args(argv)
+    options, rest = take_options(argv)
     if rest[:1] == ["--version"]:
         sys.stdout.write(f"bi-performance {__version__}\n")
         return 0
@@ -102,15 +126,16 @@ def _run(argv: list[str]) -> int:
     run = _special(row)
     if run is not None:
         return run(row, rest, console)
-    parser = parser_of(row.cli or "", row.summary, row.example)
     args = None
-    if row.args is None:
-        parser.parse_args(rest)
-    else:
-        from bi_performance_ctl.arguments import add_fields, collect
+    if rest or row.args is not None:
+        parser = parser_of(row.cli or "", row.summary, row.example)
+        if row.args is None:
+            parser.parse_args(rest)
+        else:
+            from bi_performance_ctl.arguments import add_fields, collect
 
-        add_fields(parser, row)
-        args = collect(row, parser.parse_args(rest))
+            add_fields(parser, row)
+            args = collect(row, parser.parse_args(rest))
     result = console.ask(row.name, args)
     if console.json:
         console.document(result)
@@ -151,14 +176,22 @@ def find_command(rest: list[str]) -> tuple[Command | Local, list[str]]:
 
 
 def parser_of(words: str, summary: str, example: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    """The parser of a command; the global options stand in its help, and are taken before."""
+    import argparse
+
+    made = argparse.ArgumentParser(
         prog=f"bi-performance {words}",
         description=summary,
-        parents=[global_options()],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example:\n  {example}" if example else None,
     )
+    add = made.add_argument_group("options of every command").add_argument
+    add("--socket", metavar="PATH", help="the daemon's control socket")
+    add("--json-output", action="store_true", help="print one JSON document, for scripts")
+    add("--timeout", metavar="SECONDS", help="for the daemon's answer (10)")
+    add("--no-color", action="store_true", help="no colors (also: NO_COLOR in the environment)")
+    return made
 
 
 def _seconds(text: str) -> float:
@@ -171,7 +204,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _color(options: Any) -> bool:
+def _color(options: Options) -> bool:
     return (
         not options.no_color
         and not options.json_output

@@ -1,34 +1,37 @@
-"""Which control socket the daemon binds, and which ones a client tries."""
+"""Which control socket the daemon binds, and which ones a client tries.
+
+Paths are text here: the control program must not wait for pathlib.
+"""
 
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 MAX_PATH_BYTES = 107
 """What fits into sockaddr_un with its final zero."""
 NAME = "control.sock"
-SERVICE_FOLDER = Path("/run/bi-performance")
+SERVICE_FOLDER = "/run/bi-performance"
 SERVICE_USER = "bi-performance"
 
 
-def runtime_folder(environ: Mapping[str, str], uid: int) -> Path:
+def runtime_folder(environ: Mapping[str, str], uid: int) -> str:
     """The daemon's runtime directory: socket and store lie here by default."""
     if given := environ.get("RUNTIME_DIRECTORY"):
-        return Path(given.split(":")[0])
+        return given.split(":")[0]
     if given := environ.get("XDG_RUNTIME_DIR"):
-        return Path(given) / "bi-performance"
+        return f"{given}/bi-performance"
     # In a world-writable folder, so it is made 0700 and its owner is checked.
-    return Path(f"/tmp/bi-performance-{uid}")
+    return f"/tmp/bi-performance-{uid}"
 
 
 class Candidate(NamedTuple):
     """A socket that a client may try; `refused` says why it may not."""
 
-    path: Path
+    path: str
     origin: str
     refused: str | None
 
@@ -40,34 +43,47 @@ def candidates(given: str | None, environ: Mapping[str, str], uid: int) -> list[
     root or to the service's user, else another user could pose as the daemon.
     """
     if given:
-        return [_named(Path(given), "--socket")]
+        return [_named(given, "--socket")]
     if named := environ.get("BI_PERFORMANCE_SOCKET"):
-        return [_named(Path(named), "BI_PERFORMANCE_SOCKET")]
+        return [_named(named, "BI_PERFORMANCE_SOCKET")]
     folders = (
-        (Path(f"/run/user/{uid}/bi-performance"), "the user's runtime directory"),
-        (Path(f"/tmp/bi-performance-{uid}"), "the user's own directory"),
+        (f"/run/user/{uid}/bi-performance", "the user's runtime directory"),
+        (f"/tmp/bi-performance-{uid}", "the user's own directory"),
         (SERVICE_FOLDER, "the service"),
     )
-    return [_found(folder / NAME, origin, uid) for folder, origin in folders]
+    return [_found(f"{folder}/{NAME}", origin, uid) for folder, origin in folders]
 
 
-def _named(path: Path, origin: str) -> Candidate:
+def _named(path: str, origin: str) -> Candidate:
     return Candidate(path, origin, too_long(path) or _missing(path))
 
 
-def _found(path: Path, origin: str, uid: int) -> Candidate:
+def _found(path: str, origin: str, uid: int) -> Candidate:
     missing = _missing(path)
     if missing:
         return Candidate(path, origin, missing)
-    owner = path.lstat().st_uid
+    owner = os.lstat(path).st_uid
     if owner not in (uid, 0, _service_uid()):
         return Candidate(path, origin, f"belongs to uid {owner}, who is not trusted")
-    return Candidate(path, origin, None)
+    return Candidate(path, origin, _deaf(path))
 
 
-def _missing(path: Path) -> str | None:
+def _deaf(path: str) -> str | None:
+    """Why nobody listens on a socket, or None: a dead daemon's must not hide a living one's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as trial:
+        try:
+            trial.connect(path)
+        except BlockingIOError:
+            # Its queue is full: somebody does listen.
+            return None
+        except OSError as error:
+            return f"does not accept connections: {error.strerror}"
+    return None
+
+
+def _missing(path: str) -> str | None:
     try:
-        mode = path.stat().st_mode
+        mode = os.stat(path).st_mode  # noqa: PTH116 (pathlib is not loaded here)
     except FileNotFoundError:
         return "does not exist"
     except PermissionError:
@@ -81,7 +97,7 @@ def _missing(path: Path) -> str | None:
     return None
 
 
-def too_long(path: Path) -> str | None:
+def too_long(path: str) -> str | None:
     """Why a path cannot be a socket's, or None."""
     size = len(os.fsencode(path))
     if size > MAX_PATH_BYTES:

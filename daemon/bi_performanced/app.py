@@ -58,9 +58,9 @@ class Places(NamedTuple):
 def find_places(settings: Settings, environ: Mapping[str, str], cwd: Path) -> Places:
     """Resolve and make the directories. Raises StartError."""
     assert settings.state_dir is not None
-    runtime = runtime_folder(environ, os.getuid())
+    runtime = Path(runtime_folder(environ, os.getuid()))
     socket_path = settings.socket.path or runtime / NAME
-    reason = too_long(socket_path)
+    reason = too_long(str(socket_path))
     if reason:
         raise StartError(f"socket.path: {reason}; name a shorter one with --socket")
     _make_folder(runtime, "the runtime directory")

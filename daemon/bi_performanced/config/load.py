@@ -152,7 +152,7 @@ def _fill_defaults(
     if values.get("state_dir") is None:
         values["state_dir"], origins["state_dir"] = _state_dir(environ)
     if values.get("cache.max_bytes") is None:
-        folder = values.get("cache.store_dir") or runtime_folder(environ, os.getuid())
+        folder = values.get("cache.store_dir") or Path(runtime_folder(environ, os.getuid()))
         values["cache.max_bytes"], reason = default_max_bytes(folder)
         origins["cache.max_bytes"] = f"default: {reason}"
 
