@@ -12,6 +12,7 @@ from bi_performance.link import Link
 from bi_performance.protocol import TimedOut, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
+from bi_performance_wire.batch import pack
 from bi_performance_wire.errors import WireError
 from bi_performance_wire.value import ValueFormatError, encode
 
@@ -112,21 +113,22 @@ class _Common:
 
     def _batches(self, items: Items, ttl: float | None) -> list[dict[str, Any]]:
         """The arguments of as many `cache.set_many` as the items need, all checked before."""
-        extra: dict[str, Any] = {"payload": True}
+        extra: dict[str, Any] = {}
         if (seconds := check_ttl(ttl)) is not None:
             extra["ttl"] = seconds
+        compress = self._link.compression
         batches: list[dict[str, Any]] = []
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         for key, value in _pairs(items):
-            payload = encode(value, compress=self._link.compression)
+            payload = encode(value, compress=compress)
             batch.append((key_bytes(key), payload))
             size += len(payload)
             if len(batch) == _BATCH_KEYS or size >= _BATCH_BYTES:
-                batches.append({"items": batch, **extra})
+                batches.append({"payload": pack(batch), **extra})
                 batch, size = [], 0
         if batch:
-            batches.append({"items": batch, **extra})
+            batches.append({"payload": pack(batch), **extra})
         return batches
 
     def observed(self) -> dict[str, int]:

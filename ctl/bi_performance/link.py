@@ -208,7 +208,7 @@ class Link:
         twice is made again when a connection that was kept turns out to be dead.
         """
         while True:
-            connection, kept = self._checkout()
+            connection, kept = self._checkout(look=not repeatable)
             try:
                 result = yield from connection.exchange(method, args)
             except WireError:
@@ -228,7 +228,11 @@ class Link:
             self._come_back()
             return result
 
-    def _checkout(self) -> tuple[Connection, bool]:
+    def _checkout(self, *, look: bool) -> tuple[Connection, bool]:
+        """A connection, and whether it was kept from an earlier request.
+
+        With `look` a kept one is looked at first: for a request that cannot be made twice.
+        """
         if self.mode == "off":
             raise Unavailable("mode is off")
         while self._idle:
@@ -236,7 +240,7 @@ class Link:
                 connection = self._idle.pop()
             except IndexError:
                 break
-            if connection.is_idle():
+            if not look or connection.is_idle():
                 return connection, True
             connection.close()
         if time.monotonic() < self._not_before:

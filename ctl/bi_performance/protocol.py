@@ -70,15 +70,16 @@ class Connection:
         serial, message = self.request(method, args)
         yield from self.send(message)
         while True:
-            frame = self._framer.next_frame()
-            if frame is not None:
-                return _result(frame, serial)
+            # Nobody answers at once: to try before waiting would be one system call in vain.
+            yield self.socket, READ
             try:
                 data = self.socket.recv(_RECEIVE)
             except BlockingIOError:
-                yield self.socket, READ
                 continue
             self.take(data)
+            frame = self._framer.next_frame()
+            if frame is not None:
+                return _result(frame, serial)
 
     def send(self, message: bytes) -> Steps[None]:
         left = memoryview(message)

@@ -97,6 +97,9 @@ READ_BODY: Final = struct.Struct("<H6xQI")
 HEADER_BYTES: Final = HEADER.size
 RECORD_OVERHEAD: Final = HEADER.size + BODY.size
 KEY_IN_BODY: Final = BODY.size
+KEY_AT: Final = HEADER.size + BODY.size
+WORD: Final = struct.Struct("<H")
+"""The key's length and the flags: the first two bytes of a body."""
 
 STATE_AT: Final = 7
 LIVE: Final = 0xA5

@@ -79,9 +79,13 @@ class CacheSet(Args, frozen=True, kw_only=True):
 
 
 class CacheSetMany(Args, frozen=True, kw_only=True):
-    items: Annotated[list[tuple[Key, msgspec.Raw]], msgspec.Meta(max_length=MAX_BATCH)]
-    """[key, value] pairs; with `payload` true each second element is an encoded entry (bin)."""
-    payload: bool = False
+    items: (
+        Annotated[list[tuple[Key, msgspec.Raw]], msgspec.Meta(max_length=MAX_BATCH)]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
+    """[key, value] pairs."""
+    payload: bytes | msgspec.UnsetType = msgspec.UNSET
+    """Of our own clients instead: encoded entries, packed as `bi_performance_wire.batch` says."""
     ttl: Ttl | None = None
 
 

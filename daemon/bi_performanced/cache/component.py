@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import structlog
 import trio
@@ -163,15 +164,8 @@ class Cache:
         check_key(key)
         return self._store.delete(key, boot_clock())
 
-    def _put(self, key: bytes, payload: bytes, ttl: float | None) -> None:
-        check_key(key)
-        if not self._settings.enabled:
-            raise WireError(
-                UNAVAILABLE,
-                "the cache is switched off",
-                field="cache.enabled",
-                hint="set cache.enabled to true and restart the daemon",
-            )
+    def check_ttl(self, ttl: float | None) -> float:
+        """The seconds that an entry with this ttl lives. Raises WireError."""
         seconds = self._settings.default_ttl if ttl is None else ttl
         if not 0 < seconds <= MAX_TTL:
             raise WireError(
@@ -180,19 +174,64 @@ class Cache:
                 field="ttl",
                 hint="leave ttl out for the configured default; use delete to remove an entry",
             )
+        return seconds
+
+    def set_some(
+        self, entries: Sequence[tuple[bytes, bytes]], start: int, ttl: float | None
+    ) -> tuple[int, WireError | None]:
+        """Store entries whose keys were checked, from `start` on.
+
+        Returns how many, and why not more.
+        """
+        self._check_enabled()
         now = boot_clock()
-        store = self._store
+        expires = now + int(self.check_ttl(ttl) * 1e9)
+        put = self._store.put
+        at = start
         try:
-            store.put(key, payload, expires=now + int(seconds * 1e9), now=now)
+            for at in range(start, len(entries)):
+                key, payload = entries[at]
+                put(key, payload, expires=expires, now=now)
+        except TooLarge as error:
+            try:
+                self._refuse_large(key, payload, error)
+            except WireError as refused:
+                return at - start, refused
+        except Damaged as error:
+            self._rebuild(error)
+            return at - start, WireError(INTERNAL, "the store was damaged and has been emptied")
+        self._grow_if_full()
+        return len(entries) - start, None
+
+    def _check_enabled(self) -> None:
+        if not self._settings.enabled:
+            raise WireError(
+                UNAVAILABLE,
+                "the cache is switched off",
+                field="cache.enabled",
+                hint="set cache.enabled to true and restart the daemon",
+            )
+
+    def _put(self, key: bytes, payload: bytes, ttl: float | None) -> None:
+        check_key(key)
+        self._check_enabled()
+        seconds = self.check_ttl(ttl)
+        now = boot_clock()
+        try:
+            self._store.put(key, payload, expires=now + int(seconds * 1e9), now=now)
         except TooLarge as error:
             self._refuse_large(key, payload, error)
         except Damaged as error:
             self._rebuild(error)
             raise WireError(INTERNAL, "the store was damaged and has been emptied") from error
+        self._grow_if_full()
+
+    def _grow_if_full(self) -> None:
+        store = self._store
         if store.live_bytes > GROW_AT * store.max_bytes < self._settings.max_bytes:
             self._wake.set()
 
-    def _refuse_large(self, key: bytes, payload: bytes, error: TooLarge) -> None:
+    def _refuse_large(self, key: bytes, payload: bytes, error: TooLarge) -> NoReturn:
         size = L.RECORD_OVERHEAD + len(key) + len(payload)
         if size <= self._largest_record():
             self._wanted_record = max(self._wanted_record, size)

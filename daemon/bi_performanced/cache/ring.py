@@ -50,6 +50,10 @@ class Ring:
         self.bytes = self._words[L.W_MAIN_BYTES if main else L.W_SMALL_BYTES]
         self.tail = self._words[self._tail_word]
         self.head = self._words[self._head_word]
+        self.reserve = min(self.bytes >> 4, 1 << 18)
+        """Bytes kept free beyond a record that is appended."""
+        self.ahead = min(self.bytes >> 5, 1 << 16)
+        """Bytes freed beyond what is wanted, so that not every record has to free its own."""
 
     def address(self, place: int) -> int:
         """Where in the file a record of this ring lies."""
@@ -98,6 +102,25 @@ class Ring:
     def advance(self, tail: int) -> None:
         self.tail = tail
         self._words[self._tail_word] = tail
+
+    def pass_dead(self, wanted: int) -> bool:
+        """Advance the tail over what is dead until `wanted` bytes fit; whether it moved."""
+        data, length = self._data, self.bytes
+        start = tail = self.tail
+        # Within one lap, so that the place need not be computed anew for each record.
+        offset = tail % length
+        enough = min(self.head, tail + wanted)
+        while tail < enough and length - offset >= L.HEADER_BYTES:
+            _, size_and_state = L.HEADER.unpack_from(data, self.at + offset)
+            size = size_and_state & L.SIZE
+            if size_and_state >> 24 != L.DEAD or not L.RECORD_OVERHEAD < size <= length - offset:
+                break
+            tail += size
+            offset += size
+        if tail == start:
+            return False
+        self.advance(tail)
+        return True
 
     def peek(self, position: int) -> tuple[int, int]:
         """(size, state) of what lies at a position; the skip at the ring's end is a PAD."""

@@ -125,10 +125,13 @@ class Store:
             cell = cells[slot]
             tag = cell >> L.TAG_SHIFT
             if tag == want:
-                at = self.address(cell) + L.HEADER_BYTES
-                word, _, _ = L.BODY.unpack_from(data, at)
-                at += L.KEY_IN_BODY
-                if word & L.KEY_LENGTH == length and data[at : at + length] == key:
+                ring = self.main if cell & L.MAIN_BIT else self.small
+                at = ring.at + (cell & L.POSITION) % ring.bytes + L.KEY_AT
+                # The length is within the key's own bounds: what follows the key is compared too.
+                if (
+                    data[at : at + length] == key
+                    and L.WORD.unpack_from(data, at - L.KEY_IN_BODY)[0] & L.KEY_LENGTH == length
+                ):
                     return slot
             elif tag < want & L.TAG_DISTANCE:
                 return NONE
@@ -160,20 +163,22 @@ class Store:
         size = L.RECORD_OVERHEAD + len(key) + len(payload)
         if size > self.max_record:
             raise TooLarge(self.max_record - L.RECORD_OVERHEAD - len(key))
-        digest = self.digest(key)
+        digest: int = xxh3_64_intdigest(key, self._seed)
         slot = self.find(key, digest)
         if self._over(size, slot):
             self._full_once = True
             while self._over(size, slot):
                 self._evict(now)
                 slot = self.find(key, digest)
-        if slot != NONE:
-            ring = self.main if self.index.cells[slot] & L.MAIN_BIT else self.small
-        else:
+        cells = self.index.cells
+        if slot == NONE:
             ring = self._ring_for_new(digest)
+        else:
+            ring = self.main if cells[slot] & L.MAIN_BIT else self.small
         if size > self.small.bytes >> 3:
             ring = self.main
-        if self._reclaim(ring, size, now):
+        if not ring.fits(size + ring.reserve):
+            self._reclaim(ring, size, now)
             slot = self.find(key, digest)
         self._sequence = sequence = self._sequence + 1
         body = (
@@ -183,14 +188,18 @@ class Store:
         )
         place = ring.append(body, size)
         if slot != NONE:
-            cells = self.index.cells
             cell = cells[slot]
             cells[slot] = cell & ~L.PLACE | place
             self.index.touch(slot)
             self._forget(cell & L.PLACE)
         else:
             self._insert(digest, place, 0)
-        self._account(place, size, 1)
+        if ring.bit:
+            self.main_entries += 1
+            self.main_bytes += size
+        else:
+            self.small_entries += 1
+            self.small_bytes += size
         counters = self.counters
         counters.sets += 1
         counters.bytes_stored += size
@@ -330,13 +339,13 @@ class Store:
 
     def _over(self, size: int, slot: int) -> bool:
         """Whether the limits leave no room for a record, one at `slot` being superseded."""
-        entries = self.entries
-        live = self.live_bytes + size
+        live = self.small_bytes + self.main_bytes + size
         if slot != NONE:
-            live -= self._size(self.index.cells[slot])
-        else:
-            entries += 1
-        return entries > self.max_entries or live > self.max_bytes
+            # One that is superseded by one of its size changes nothing; most are.
+            return (
+                live > self.max_bytes and live - self._size(self.index.cells[slot]) > self.max_bytes
+            )
+        return live > self.max_bytes or self.small_entries + self.main_entries >= self.max_entries
 
     def _size(self, place: int) -> int:
         size: int = L.HEADER.unpack_from(self._data, self.address(place))[1] & L.SIZE
@@ -422,8 +431,11 @@ class Store:
 
     def _forget(self, place: int) -> None:
         """Mark a record dead and take it off the books; its slot is the caller's."""
-        self._account(place, self._size(place), -1)
-        (self.main if place & L.MAIN_BIT else self.small).mark_dead(place)
+        ring = self.main if place & L.MAIN_BIT else self.small
+        at = ring.at + (place & L.POSITION) % ring.bytes
+        size = L.HEADER.unpack_from(self._data, at)[1] & L.SIZE
+        self._account(place, size, -1)
+        self._data[at + L.STATE_AT] = L.DEAD
 
     def _insert(self, digest: int, place: int, frequency: int) -> None:
         lost = self.index.insert(digest, place, frequency)
@@ -432,18 +444,16 @@ class Store:
             self.counters.conflicts += 1
             self.counters.evictions += 1
 
-    def _reclaim(self, ring: Ring, size: int, now: int) -> bool:
-        """Advance a ring's tail until a record fits; whether anything had to move.
+    def _reclaim(self, ring: Ring, size: int, now: int) -> None:
+        """Advance a ring's tail until a record fits, with some room for the next ones.
 
-        What is asked for is more than the record: with that reserve a live entry at the tail is
-        copied to the head before the tail passes it, so that readers find it all the time.
+        What is asked for is more than the record: with the ring's reserve a live entry at the
+        tail is copied to the head before the tail passes it, so that readers find it all the time.
         """
-        wanted = size + min(ring.bytes >> 4, 1 << 18)
-        if ring.fits(wanted):
-            return False
+        wanted = size + ring.reserve + ring.ahead
         while not ring.fits(wanted) and ring.tail < ring.head:
-            self._pass_tail(ring, now)
-        return True
+            if not ring.pass_dead(wanted):
+                self._pass_tail(ring, now)
 
     def _pass_tail(self, ring: Ring, now: int) -> None:
         position = ring.tail

@@ -9,6 +9,7 @@ import msgspec
 import trio
 
 from bi_performance_wire import types
+from bi_performance_wire.batch import unpack
 from bi_performance_wire.errors import INVALID_ARGUMENT, TOO_LARGE, WireError
 from bi_performance_wire.framing import Limits, count_objects
 from bi_performance_wire.value import PLAIN, ValueFormatError, decompress
@@ -182,41 +183,48 @@ async def _after_growth(cache: Cache, act: Callable[[], types.Stored]) -> types.
     return act()
 
 
-_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
-
-
 def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     """Store all. A bad key or value stores none; an entry that does not fit, those before it."""
-    entries = []
-    for at, (key, raw) in enumerate(args.items):
-        try:
-            entry = _checked(_decode_bytes(raw)) if args.payload else _foreign(raw)
-            name = key_bytes(key)
-            check_key(name)
-        except msgspec.MsgspecError:
-            raise WireError(
-                INVALID_ARGUMENT,
-                f"items[{at}]: with payload true the second element is an encoded entry (bin)",
-                field="items",
-            ) from None
-        except WireError as error:
-            raise _at(at, error, "none was stored") from None
-        entries.append((name, entry))
+    entries = _entries(args)
+    cache.check_ttl(args.ttl)
     stored = 0
 
     def put_rest() -> types.Stored:
         nonlocal stored
-        try:
-            while stored < len(entries):
-                cache.set(*entries[stored], args.ttl)
-                stored += 1
-        except Growing:
-            raise
-        except WireError as error:
+        count, error = cache.set_some(entries, stored, args.ttl)
+        stored += count
+        if isinstance(error, Growing):
+            raise error
+        if error is not None:
             raise _at(stored, error, f"{stored} of {len(entries)} were stored") from None
         return types.Stored(stored=stored)
 
     return _when_grown(cache, put_rest)
+
+
+def _entries(args: types.CacheSetMany) -> list[tuple[bytes, bytes]]:
+    """The keys and encoded entries of a batch, all checked. Raises WireError naming the first."""
+    if isinstance(args.payload, bytes):
+        if args.items is not msgspec.UNSET:
+            raise WireError(INVALID_ARGUMENT, "give items or payload, not both", field="payload")
+        entries = unpack(args.payload)
+    elif isinstance(args.items, msgspec.UnsetType):
+        raise WireError(INVALID_ARGUMENT, "items is missing", field="items")
+    else:
+        entries = []
+        for at, (key, raw) in enumerate(args.items):
+            try:
+                entries.append((key_bytes(key), _foreign(raw)))
+            except WireError as error:
+                raise _at(at, error, "none was stored") from None
+    for at, (name, entry) in enumerate(entries):
+        if not 0 < len(name) <= types.MAX_KEY_BYTES or len(entry) < 2 or entry[0] > 1:
+            try:
+                check_key(name)
+                _checked(entry)
+            except WireError as error:
+                raise _at(at, error, "none was stored") from None
+    return entries
 
 
 def _at(at: int, error: WireError, done: str) -> WireError:
