@@ -30,6 +30,8 @@ ANSWER_LIMITS: Final = Limits(
     frame_bytes=64 << 20, shape_bytes=16 << 20, objects=1 << 20, depth=100
 )
 _RECEIVE: Final = 1 << 18
+SMALL: Final = 1 << 14
+"""Bytes of an answer that is decoded at once: whatever it holds, it cannot become large."""
 
 
 class Unavailable(Exception):
@@ -76,10 +78,19 @@ class Connection:
                 data = self.socket.recv(_RECEIVE)
             except BlockingIOError:
                 continue
-            self.take(data)
+            if 0 < len(data) <= SMALL and not self._framer.pending:
+                try:
+                    answer = msgpack.unpackb(data, strict_map_key=False)
+                except Exception:
+                    # Not one whole message: its end is looked for like that of a large one.
+                    self.take(data)
+                else:
+                    return _result(answer, serial)
+            else:
+                self.take(data)
             frame = self._framer.next_frame()
             if frame is not None:
-                return _result(frame, serial)
+                return _result(_unpacked(frame), serial)
 
     def send(self, message: bytes) -> Steps[None]:
         left = memoryview(message)
@@ -100,7 +111,7 @@ class Connection:
     def answer(self, serial: int) -> Any:
         """The result that has arrived, or None when it is not whole; raises as `exchange`."""
         frame = self._framer.next_frame()
-        return None if frame is None else _result(frame, serial)
+        return None if frame is None else _result(_unpacked(frame), serial)
 
     def is_idle(self) -> bool:
         """Whether the daemon has neither closed the connection nor said anything unasked."""
@@ -116,11 +127,18 @@ class Connection:
         self.socket.close()
 
 
-def _result(frame: bytes, serial: int) -> Any:
+def _unpacked(frame: bytes) -> Any:
     try:
-        kind, number, error, result = msgpack.unpackb(frame, strict_map_key=False)
+        return msgpack.unpackb(frame, strict_map_key=False)
     except Exception:
         # Whatever msgpack found wrong, these bytes are no answer.
+        raise Unavailable("the peer's answer is not MessagePack-RPC") from None
+
+
+def _result(answer: Any, serial: int) -> Any:
+    try:
+        kind, number, error, result = answer
+    except (TypeError, ValueError):
         raise Unavailable("the peer's answer is not MessagePack-RPC") from None
     if kind != 1:
         raise Unavailable("the peer's answer is not MessagePack-RPC")

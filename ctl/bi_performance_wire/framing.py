@@ -83,6 +83,8 @@ class Framer:
 
     def _begin(self) -> None:
         self._at = 0
+        self._left = 1
+        """Objects still to come in the innermost open container; outermost, the message."""
         self._open: list[int] = []
         self._objects = 0
         self._shape = 0
@@ -111,72 +113,79 @@ class Framer:
                 f"a message begins with an array, not with byte 0x{buffer[0]:02x}",
                 hint="this socket speaks MessagePack-RPC",
             )
-        limits, opened, objects = self._limits, self._open, self._objects
+        limits, opened, left = self._limits, self._open, self._left
+        objects, shape = self._objects, self._shape
         while at < end:
             code = buffer[at]
             size = _SIZES[code]
-            if size < 0:
-                if size == _NEVER:
-                    raise WireError(INVALID_REQUEST, "byte 0xc1 is no MessagePack")
-                width = _WIDTHS[code]
-                if width:
-                    content = at + 1 + width
-                    if content > end:
-                        break
-                    count = int.from_bytes(buffer[at + 1 : content], "big")
-                else:
-                    content = at + 1
-                    count = code & 0x1F if size == _BLOB else code & 0x0F
-                if size == _BLOB:
-                    following = content + count
-                    self._shape += content - at
-                elif size == _EXT:
-                    following = content + 1 + count
-                    self._shape += following - at
-                else:
-                    if size == _MAP:
-                        count *= 2
-                    objects += 1
-                    self._shape += content - at
-                    at = content
-                    self._check(at, objects + count, len(opened) + 1)
-                    if count:
-                        opened.append(count)
-                        continue
-                    following = at
-                    objects -= 1
-            else:
+            if size > 0:
                 following = at + size
-                self._shape += size
-            if following > end:
-                # The shape was counted; take it back, for this object is looked at again.
-                self._shape -= (following - at) if size != _BLOB else content - at
-                if following > limits.frame_bytes or self._shape > limits.shape_bytes:
-                    self._check(following, objects, 0)
-                break
+                if following > end:
+                    break
+                shape += size
+            elif size in (_BLOB, _EXT):
+                width = _WIDTHS[code]
+                content = at + 1 + width
+                if content > end:
+                    break
+                count = int.from_bytes(buffer[at + 1 : content], "big") if width else code & 0x1F
+                following = content + count
+                if size == _BLOB:
+                    outside = content - at
+                else:
+                    following += 1
+                    outside = following - at
+                if following > end:
+                    # Not whole yet, and looked at again then; too large already, perhaps.
+                    self._check(following, objects, shape + outside)
+                    break
+                shape += outside
+            elif size == _NEVER:
+                raise WireError(INVALID_REQUEST, "byte 0xc1 is no MessagePack")
+            else:
+                width = _WIDTHS[code]
+                content = at + 1 + width
+                if content > end:
+                    break
+                count = int.from_bytes(buffer[at + 1 : content], "big") if width else code & 0x0F
+                if size == _MAP:
+                    count *= 2
+                shape += content - at
+                depth = len(opened) + 1
+                if (
+                    objects + count >= limits.objects
+                    or depth > limits.depth
+                    or shape > limits.shape_bytes
+                ):
+                    self._check(content, objects + 1 + count, shape, depth)
+                following = content
+                if count:
+                    objects += 1
+                    at = content
+                    opened.append(left)
+                    left = count
+                    continue
             at = following
             objects += 1
-            while opened:
-                opened[-1] -= 1
-                if opened[-1]:
-                    break
-                opened.pop()
-            if not opened:
-                self._check(at, objects, 0)
+            left -= 1
+            while not left and opened:
+                left = opened.pop() - 1
+            if not left:
+                self._check(at, objects, shape)
                 with memoryview(buffer) as view:
                     frame = bytes(view[:at])
                 del buffer[:at]
                 self._begin()
                 return frame
-        self._check(at, objects, 0)
-        self._at, self._objects = at, objects
+        self._check(at, objects, shape)
+        self._at, self._left, self._objects, self._shape = at, left, objects, shape
         return None
 
-    def _check(self, size: int, objects: int, depth: int) -> None:
+    def _check(self, size: int, objects: int, shape: int, depth: int = 0) -> None:
         limits = self._limits
         if size > limits.frame_bytes:
             raise _over("frame_bytes", limits.frame_bytes, "bytes")
-        if self._shape > limits.shape_bytes:
+        if shape > limits.shape_bytes:
             raise _over("shape_bytes", limits.shape_bytes, "bytes outside text and binary")
         if objects > limits.objects:
             raise _over("objects", limits.objects, "objects")
