@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bi_performanced.config import ConfigError, Settings, load
+from bi_performanced.config.documents import DOCUMENTS
 from bi_performanced.config.limits import cgroup_limit, default_max_bytes
 from bi_performanced.config.load import listing
 from bi_performanced.config.parse import Problem, convert
@@ -317,3 +319,25 @@ def test_the_store_s_default_size_is_the_least_of_three(tmp_path: Path) -> None:
     (cgroup / "memory" / "a").mkdir(parents=True)
     (cgroup / "memory" / "a" / "memory.limit_in_bytes").write_text("33554432")
     assert cgroup_limit(cgroup, proc) == 32 << 20
+
+
+def test_the_generated_files_are_current_and_taken_as_they_are(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    for name, make in DOCUMENTS.items():
+        assert (root / name).read_text() == make(), f"run scripts/generate.py: {name}"
+    for name in ("performance.example.toml", "performance.example.yaml"):
+        assert loaded(tmp_path, "--config", str(root / "config" / name)) is not None
+
+
+@pytest.mark.parametrize("suffix", ["toml", "yaml"])
+def test_every_example_line_works_without_its_comment_sign(tmp_path: Path, suffix: str) -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "config" / f"performance.example.{suffix}").read_text()
+    key = r"(?m)^(\s*)# ([a-z_]+)( = |: )(?=[\"\[\d]|true|false)"
+    opened, count = re.subn(key, r"\1\2\3", text)
+    assert count == len(declared())
+    path = tmp_path / f"performance.{suffix}"
+    path.write_text(opened)
+    found = loaded(tmp_path, "--config", str(path))
+    assert all(origin.startswith("file ") for origin in found.origins.values())
+    assert found.cache.max_size == 10_000 and found.http.listen == "127.0.0.1:8000"
