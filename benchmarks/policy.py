@@ -146,13 +146,13 @@ def theine(trace: array[int], entries: int) -> int:
     from theine import Cache
 
     cache: Any = Cache(entries)
-    missing = object()
     hits = 0
     for key in trace:
-        if cache.get(key, missing) is missing:
-            cache.set(key, 1)
-        else:
+        _, found = cache.get(key)
+        if found:
             hits += 1
+        else:
+            cache.set(key, 1)
     cache.close()
     return hits
 

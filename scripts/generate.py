@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> int:
     from bi_performanced.config.documents import DOCUMENTS
+    from bi_performanced.fronts.reference import commands
 
     stale = []
-    for name, make in DOCUMENTS.items():
+    for name, make in {**DOCUMENTS, "docs/commands.md": commands}.items():
         path = ROOT / name
         text = make()
         if not path.exists() or path.read_text(encoding="utf-8") != text:

@@ -16,6 +16,7 @@ from bi_performanced.config.limits import cgroup_limit, default_max_bytes
 from bi_performanced.config.load import listing
 from bi_performanced.config.parse import Problem, convert
 from bi_performanced.config.settings import declared
+from bi_performanced.fronts.reference import commands
 
 SEED_YAML = """\
 performance:
@@ -323,7 +324,7 @@ def test_the_store_s_default_size_is_the_least_of_three(tmp_path: Path) -> None:
 
 def test_the_generated_files_are_current_and_taken_as_they_are(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
-    for name, make in DOCUMENTS.items():
+    for name, make in {**DOCUMENTS, "docs/commands.md": commands}.items():
         assert (root / name).read_text() == make(), f"run scripts/generate.py: {name}"
     for name in ("performance.example.toml", "performance.example.yaml"):
         assert loaded(tmp_path, "--config", str(root / "config" / name)) is not None

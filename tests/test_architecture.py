@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "bi_performance_wire": ROOT / "ctl",
     "bi_performance": ROOT / "ctl",
