@@ -71,7 +71,7 @@ class CacheSettings:
         high=1 << 40,
     )
     compression: bool = setting(
-        True, "clients compress values of 4 KiB and more with zstd where that saves a tenth"
+        True, "clients compress values of 4 KiB and more with zstd where that saves a fifth"
     )
     store_dir: Path | None = setting(
         None,
