@@ -22,7 +22,12 @@ def test_every_event_that_is_logged_stands_in_the_table() -> None:
         for path in (ROOT / "daemon").rglob("*.py")
         for event in re.findall(call, path.read_text())
     }
-    assert len(found) > 15
+    paused = r"next_peer\(.*\"([a-z.]+_paused)\"\)"
+    fronts = ROOT / "daemon" / "bi_performanced" / "fronts"
+    found |= {
+        event for path in fronts.glob("*.py") for event in re.findall(paused, path.read_text())
+    }
+    assert len(found) > 15 and "http.accept_paused" in found
     assert sorted(event for event in found if f"`{event}`" not in text) == []
 
 

@@ -23,9 +23,9 @@ from starlette.types import ASGIApp
 from bi_performanced.config import HttpSettings
 from bi_performanced.config.parse import listen
 from bi_performanced.dispatch import Dispatcher
+from bi_performanced.fronts.accept import next_peer
 from bi_performanced.fronts.ports import port_holder
 from bi_performanced.fronts.routes import make_app
-from bi_performanced.fronts.socket import ABSORBED, EXHAUSTED, PAUSE
 from bi_performanced.fronts.stream import GuardedStream
 from bi_performanced.telemetry.logs import Limited
 
@@ -114,15 +114,7 @@ class HttpFront:
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         while True:
-            try:
-                peer, _ = await listener.accept()
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    self._limited.warning("http.accept_paused", reason=error.strerror)
-                    await trio.sleep(PAUSE)
-                elif error.errno not in ABSORBED:
-                    raise
-                continue
+            peer = await next_peer(listener, self._limited, "http.accept_paused")
             if len(self._streams) >= self._settings.max_connections:
                 self._limited.warning(
                     "http.connection_refused", limit=self._settings.max_connections

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from array import array
@@ -18,17 +17,11 @@ from bi_performance_wire.framing import Framer, Limits
 from bi_performanced.cache.clients import Attachment
 from bi_performanced.config import SocketSettings
 from bi_performanced.dispatch import Caller, Dispatcher, internal
+from bi_performanced.fronts.accept import next_peer
 from bi_performanced.telemetry.logs import Limited
 
 log = structlog.get_logger("performance")
 
-ABSORBED = frozenset(
-    {errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.EINTR, errno.EAGAIN, errno.ECONNRESET}
-)
-"""accept(2) failures that concern one connection only."""
-EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""accept(2) failures that pass when something is closed: wait, and try again."""
-PAUSE = 0.1
 RECEIVE_BYTES = 1 << 18
 FLUSH_BYTES = 1 << 18
 """Answers are sent together, but not more than this waits while further requests are run."""
@@ -84,15 +77,7 @@ class SocketFront:
 
     async def _accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
         while True:
-            try:
-                peer, _ = await listener.accept()
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    self._limited.warning("socket.accept_paused", reason=error.strerror)
-                    await trio.sleep(PAUSE)
-                elif error.errno not in ABSORBED:
-                    raise
-                continue
+            peer = await next_peer(listener, self._limited, "socket.accept_paused")
             raw = socket.socket(fileno=peer.detach())
             raw.setblocking(False)
             if len(self.connections) >= self._settings.max_connections:
