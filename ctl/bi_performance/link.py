@@ -20,7 +20,7 @@ from typing import Any
 from bi_performance.protocol import Connection, Steps, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
 from bi_performance_wire import layout as L
-from bi_performance_wire.address import candidates
+from bi_performance_wire.address import candidates, paths
 from bi_performance_wire.errors import WireError
 
 log = logging.getLogger("performance")
@@ -90,6 +90,8 @@ class Link:
         self._pending: tuple[Connection, int, list[int]] | None = None
         self._instance = os.urandom(16)
         self._not_before = 0.0
+        self._look_at = 0.0
+        self._left_sockets: list[tuple[int, int] | None] = []
         self._pause = FIRST_PAUSE
         self._patient = True
         self._warned_at = float("-inf")
@@ -114,7 +116,7 @@ class Link:
         """Make `reader` a live one if that can be done now; whether it is."""
         if self.mode == "off":
             return False
-        if time.monotonic() < self._not_before:
+        if not self._may_try():
             self.unavailable += 1
             return False
         with self._lock:
@@ -243,7 +245,7 @@ class Link:
             if not look or connection.is_idle():
                 return connection, True
             connection.close()
-        if time.monotonic() < self._not_before:
+        if not self._may_try():
             self._unsaid += 1
             raise Unavailable("it was away a moment ago")
         try:
@@ -272,7 +274,34 @@ class Link:
         """A request's driver gave up; the daemon counts as away for a while."""
         self._leave(reason)
 
+    def _may_try(self) -> bool:
+        """Whether the pause is over, or a new socket shows that a daemon was started meanwhile."""
+        now = time.monotonic()
+        if now >= self._not_before:
+            return True
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_AGAIN * random.uniform(1, 4)
+        found = self._sockets()
+        if found == self._left_sockets:
+            return False
+        self._left_sockets = found
+        return any(found)
+
+    def _sockets(self) -> list[tuple[int, int] | None]:
+        """What lies at each path where a control socket may be: inode and time of its change."""
+        found: list[tuple[int, int] | None] = []
+        for path in paths(self._path, os.environ, os.getuid()):
+            try:
+                there = os.stat(path)  # noqa: PTH116 (called often)
+            except OSError:
+                found.append(None)
+            else:
+                found.append((there.st_ino, there.st_ctime_ns))
+        return found
+
     def _leave(self, reason: str) -> None:
+        self._left_sockets = self._sockets()
         pause = self._pause * random.uniform(0.5, 1.5)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
         self._not_before = time.monotonic() + pause

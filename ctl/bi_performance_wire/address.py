@@ -36,22 +36,34 @@ class Candidate(NamedTuple):
     refused: str | None
 
 
+def paths(given: str | None, environ: Mapping[str, str], uid: int) -> list[str]:
+    """Where the sockets lie that a client tries, in order."""
+    return [path for path, _, _ in _places(given, environ, uid)]
+
+
 def candidates(given: str | None, environ: Mapping[str, str], uid: int) -> list[Candidate]:
     """The sockets that a client tries, in order, with the reason against each that is no good.
 
     A socket that was named is taken as it is; one that was found must belong to this user, to
     root or to the service's user, else another user could pose as the daemon.
     """
+    return [
+        _named(path, origin) if named else _found(path, origin, uid)
+        for path, origin, named in _places(given, environ, uid)
+    ]
+
+
+def _places(given: str | None, environ: Mapping[str, str], uid: int) -> list[tuple[str, str, bool]]:
+    """(path, where it comes from, whether it was named)."""
     if given:
-        return [_named(given, "--socket")]
+        return [(given, "--socket", True)]
     if named := environ.get("BI_PERFORMANCE_SOCKET"):
-        return [_named(named, "BI_PERFORMANCE_SOCKET")]
-    folders = (
-        (f"/run/user/{uid}/bi-performance", "the user's runtime directory"),
-        (f"/tmp/bi-performance-{uid}", "the user's own directory"),
-        (SERVICE_FOLDER, "the service"),
-    )
-    return [_found(f"{folder}/{NAME}", origin, uid) for folder, origin in folders]
+        return [(named, "BI_PERFORMANCE_SOCKET", True)]
+    return [
+        (f"/run/user/{uid}/bi-performance/{NAME}", "the user's runtime directory", False),
+        (f"/tmp/bi-performance-{uid}/{NAME}", "the user's own directory", False),
+        (f"{SERVICE_FOLDER}/{NAME}", "the service", False),
+    ]
 
 
 def _named(path: str, origin: str) -> Candidate:

@@ -189,6 +189,22 @@ def test_a_killed_daemon_costs_misses_and_is_returned_to(
     wait_until(lambda: cache.set("new", 1), what="a write")
 
 
+def test_a_restart_ends_the_longest_pause(
+    daemon: DaemonProcess, optimizer: PerformanceOptimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the pause brings a process back, but the new socket."""
+    monkeypatch.setattr("bi_performance.link.FIRST_PAUSE", 3600.0)
+    monkeypatch.setattr("bi_performance.link.LONGEST_PAUSE", 3600.0)
+    cache = optimizer.sync.cache
+    assert cache.set("kept", "value")
+    assert cache.get("kept") == "value"
+    daemon.kill9()
+    wait_until(lambda: cache.get("kept") is None, what="a miss after the deadline")
+    assert cache.set("new", 1) is False
+    daemon.start()
+    wait_until(lambda: cache.get("kept") == "value", within=10, what="the kept entry")
+
+
 def test_a_stopped_daemon_s_entries_are_misses_after_its_deadline(
     daemon: DaemonProcess, optimizer: PerformanceOptimizer
 ) -> None:

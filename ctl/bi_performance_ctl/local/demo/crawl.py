@@ -67,9 +67,10 @@ def extract(url: str, body: str) -> dict[str, Any]:
     }
 
 
-def crawl(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def crawl(
+    task: dict[str, Any], store: Store, tell: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     """Visit the pages of a task; what it came to."""
-    store = open_store(task["arm"], task["place"])
     base: str = task["url"]
     site = urlsplit(base)
     hits = fetched = received = facts = told = 0
@@ -94,6 +95,8 @@ def crawl(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[
                 store.set(url, page)
             else:
                 hits += 1
+            if page["url"] != url:
+                errors.append(f"{url}: the page of {page['url']}")
             facts += len(page["names"]) + len(page["links"])
         except Exception as error:
             # Whatever goes wrong is the demo's finding, and is shown.
@@ -101,7 +104,6 @@ def crawl(task: dict[str, Any], tell: Callable[[dict[str, Any]], None]) -> dict[
         if (now := time.monotonic()) >= next_report:
             tell({"visited": number - told})
             told, next_report = number, now + TELL_EVERY
-    store.close()
     return {
         "visited": len(visits) - told,
         "done": {
@@ -122,8 +124,16 @@ def main() -> None:
         sys.stdout.flush()
 
     tell({"ready": True})
+    # A cache lives as long as its process: an arm's visits come in several tasks.
+    stores: dict[tuple[str, str], Store] = {}
     for line in sys.stdin:
-        tell(crawl(json.loads(line), tell))
+        task = json.loads(line)
+        key = task["arm"], task["place"]
+        if key not in stores:
+            stores[key] = open_store(*key)
+        tell(crawl(task, stores[key], tell))
+    for store in stores.values():
+        store.close()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,21 @@ class Outcome(NamedTuple):
     facts: int
     errors: list[str]
 
+    def plus(self, other: Outcome) -> Outcome:
+        """Both crawls as one."""
+        return Outcome(
+            self.seconds + other.seconds,
+            self.visits + other.visits,
+            self.fetched + other.fetched,
+            self.hits + other.hits,
+            self.bytes + other.bytes,
+            self.facts + other.facts,
+            self.errors + other.errors,
+        )
+
+
+NOTHING = Outcome(0.0, 0, 0, 0, 0, 0, [])
+
 
 class Scrapers:
     """Several scraper processes that crawl at once; a context manager."""

@@ -114,4 +114,4 @@ class Screen:
     def status(self, result: dict[str, Any]) -> None:
         self.head("bi-performance status", "")
         for line in status_text(result, self._console).splitlines():
-            self._out.print(Text.from_ansi(f"  {line}"))
+            self._out.print(Text.from_ansi(f"  {line}") if line else "")
