@@ -226,6 +226,8 @@ def test_logs_are_shown_and_followed_over_rotation(tmp_path: Path) -> None:
             [*PROGRAM, "--socket", str(daemon.socket), "logs", "--follow", "-n", "1"],
             stdout=subprocess.PIPE,
             text=True,
+            # A shell starts what it puts into the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert follower.stdout is not None
         try:
@@ -235,9 +237,11 @@ def test_logs_are_shown_and_followed_over_rotation(tmp_path: Path) -> None:
                 daemon.signal(signal.SIGHUP)
                 line = follower.stdout.readline()
                 assert "log.reopened" in line
-        finally:
             follower.send_signal(signal.SIGINT)
             assert follower.wait(10) == 130
+        finally:
+            follower.kill()
+            follower.wait()
             follower.stdout.close()
 
 

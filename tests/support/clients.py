@@ -31,7 +31,11 @@ class RawClient:
         while True:
             for message in self._unpacker:
                 return message
-            data = self.socket.recv(1 << 16)
+            try:
+                data = self.socket.recv(1 << 16)
+            except ConnectionResetError:
+                # Closed by the daemon before it had read everything.
+                return None
             if not data:
                 return None
             self._unpacker.feed(data)
