@@ -21,7 +21,7 @@ from bi_performance.protocol import Connection, Steps, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
 from bi_performance_wire import layout as L
 from bi_performance_wire.address import candidates, paths
-from bi_performance_wire.errors import WireError
+from bi_performance_wire.errors import INVALID_ARGUMENT, WireError
 
 log = logging.getLogger("performance")
 
@@ -33,6 +33,11 @@ LONGEST_PAUSE = 2.0
 WARN_EVERY = 30.0
 IDLE_CONNECTIONS = 8
 MODES = ("on", "observe", "off")
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in words: an OSError's text without its number."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class Absent:
@@ -96,6 +101,8 @@ class Link:
         self._patient = True
         self._warned_at = float("-inf")
         self._unsaid = 0
+        self._refused_at = float("-inf")
+        self._refused = 0
 
     def _after_fork(self) -> None:
         """In a forked child: close what is the parent's, and attach anew when needed.
@@ -128,7 +135,7 @@ class Link:
                 attached = self._try_attach()
             except (OSError, WireError, Unavailable, ValueError) as error:
                 self._drop_pending()
-                self._leave(str(error) or type(error).__name__)
+                self._leave(_reason(error))
                 attached = False
         if not attached:
             self.unavailable += 1
@@ -221,8 +228,8 @@ class Link:
                 connection.close()
                 if kept and repeatable:
                     continue
-                self._leave(str(error))
-                raise Unavailable(str(error)) from None
+                self._leave(_reason(error))
+                raise Unavailable(_reason(error)) from None
             except BaseException:
                 connection.close()
                 raise
@@ -251,8 +258,8 @@ class Link:
         try:
             return Connection(self._find_socket()), False
         except OSError as error:
-            self._leave(error.strerror or str(error))
-            raise Unavailable(str(error)) from None
+            self._leave(_reason(error))
+            raise Unavailable(_reason(error)) from None
 
     def _checkin(self, connection: Connection) -> None:
         if len(self._idle) < IDLE_CONNECTIONS:
@@ -294,7 +301,7 @@ class Link:
         for path in paths(self._path, os.environ, os.getuid()):
             try:
                 there = os.stat(path)  # noqa: PTH116 (called often)
-            except OSError:
+            except (OSError, ValueError):
                 found.append(None)
             else:
                 found.append((there.st_ino, there.st_ctime_ns))
@@ -326,8 +333,24 @@ class Link:
         self._patient = True
 
     def note(self, error: WireError) -> None:
-        """The daemon refused a request: said at a limited rate, never raised."""
-        self._warn(f"{error.code}: {error.message}")
+        """The daemon refused a request: said at a limited rate, never raised.
+
+        What only the daemon can tell to be a mistake of the caller's is raised, as ValueError.
+        """
+        if error.code == INVALID_ARGUMENT and error.field in ("pattern", "limit"):
+            raise ValueError(error.message)
+        now = time.monotonic()
+        self._refused += 1
+        if now - self._refused_at >= WARN_EVERY:
+            self._refused_at = now
+            count, self._refused = self._refused, 0
+            log.warning(
+                "the performance daemon refused a request (%s: %s)%s [%d times]",
+                error.code,
+                error.message,
+                f"; {error.hint}" if error.hint else "",
+                count,
+            )
 
     def close(self) -> None:
         """Detach and close every connection; the next use attaches again."""

@@ -100,6 +100,8 @@ def _missing(path: str) -> str | None:
         return "does not exist"
     except PermissionError:
         return "cannot be reached: permission denied (join the group of the daemon)"
+    except ValueError:
+        return "is no path: it holds a zero byte"
     except OSError as error:
         return f"cannot be looked at: {error.strerror}"
     if not stat.S_ISSOCK(mode):

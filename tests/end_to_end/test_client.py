@@ -106,6 +106,9 @@ def test_the_whole_api_works_without_a_loop(optimizer: PerformanceOptimizer) -> 
         (lambda cache: cache.set("k", 1, ttl="5"), TypeError, "ttl"),
         (lambda cache: cache.set_many({"a": 1, "": 2}), ValueError, "key"),
         (lambda cache: cache.get("\ud800"), ValueError, "surrogates"),
+        (lambda cache: cache.clear("[a"), ValueError, "pattern"),
+        (lambda cache: cache.keys("*" * 40), ValueError, "stars"),
+        (lambda cache: cache.keys(limit=0), ValueError, "limit"),
     ],
 )
 def test_the_caller_s_own_mistakes_are_type_and_value_errors(
@@ -127,7 +130,7 @@ def test_a_value_over_the_limit_is_refused_without_an_exception(
     assert optimizer.sync.cache.set("small", 1)
     assert optimizer.sync.cache.set("huge", os.urandom(20 << 20)) is False
     assert optimizer.sync.cache.get("small") == 1
-    assert "too_large" in caplog.text
+    assert "refused a request (too_large" in caplog.text and "away" not in caplog.text
 
 
 def test_threads_share_one_link(optimizer: PerformanceOptimizer) -> None:
@@ -173,6 +176,16 @@ def test_a_process_without_a_daemon_misses_and_never_raises(
     assert len(warnings) == 1, "one warning, not one a call"
     assert "away" in warnings[0].getMessage()
     assert optimizer.cache.unavailable > 400
+
+
+@pytest.mark.parametrize("path", ["", "relative.sock", "/tmp", "/no\0where", "x" * 300])
+def test_a_socket_that_cannot_be_is_said_and_never_raised(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = PerformanceOptimizer(path or None)
+    assert optimizer.sync.cache.get("key", "default") == "default"
+    assert optimizer.sync.cache.set("key", 1) is False
+    assert "Errno" not in caplog.text and "no control socket" in caplog.text
 
 
 def test_a_killed_daemon_costs_misses_and_is_returned_to(
