@@ -178,11 +178,11 @@ def test_a_process_without_a_daemon_misses_and_never_raises(
     assert optimizer.cache.unavailable > 400
 
 
-@pytest.mark.parametrize("path", ["", "relative.sock", "/tmp", "/no\0where", "x" * 300])
+@pytest.mark.parametrize("path", ["relative.sock", "/tmp", "/no\0where", "x" * 300])
 def test_a_socket_that_cannot_be_is_said_and_never_raised(
     path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    optimizer = PerformanceOptimizer(path or None)
+    optimizer = PerformanceOptimizer(path)
     assert optimizer.sync.cache.get("key", "default") == "default"
     assert optimizer.sync.cache.set("key", 1) is False
     assert "Errno" not in caplog.text and "no control socket" in caplog.text
