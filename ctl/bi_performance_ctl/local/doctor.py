@@ -60,7 +60,8 @@ def _sockets(console: Console) -> Generator[Finding, None, bool]:
         if each.refused is None:
             yield Finding("socket", "ok", f"{each.path} ({each.origin})")
         else:
-            state = "warning" if usable or each.refused == "does not exist" else "failed"
+            missing = each.refused == "does not exist"
+            state = "unused" if missing else "warning" if usable else "failed"
             yield Finding("socket", state, f"{each.path} ({each.origin}): {each.refused}")
     if not usable:
         yield Finding(
