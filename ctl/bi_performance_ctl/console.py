@@ -43,7 +43,8 @@ class Console(NamedTuple):
 
     def mark(self, state: str) -> str:
         """A colored bullet with the state's name: never color alone."""
-        code = {"ok": "32", "off": "2", "unused": "2", "warning": "33", "degraded": "33"}.get(state, "31")
+        colors = {"ok": "32", "off": "2", "unused": "2", "warning": "33", "degraded": "33"}
+        code = colors.get(state, "31")
         return self.paint(f"● {state}", code)
 
     def candidates(self) -> list[Candidate]:
