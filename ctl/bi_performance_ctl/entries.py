@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from bi_performance_ctl.arguments import add_fields, collect
+from bi_performance_ctl.catalog import parser_of
 from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
 from bi_performance_wire.commands import Command
 from bi_performance_wire.value import ValueFormatError, decode, encode
@@ -15,8 +16,6 @@ from bi_performance_wire.value import ValueFormatError, decode, encode
 
 def get(row: Command, rest: list[str], console: Console) -> int:
     """Print one value: text and bytes as they are, anything else as JSON."""
-    from bi_performance_ctl.main import parser_of
-
     parser = parser_of(row.cli or "", row.summary, row.example)
     add_fields(parser, row)
     args = collect(row, parser.parse_args(rest))
@@ -56,8 +55,6 @@ def _plain(value: Any) -> Any:
 
 def put(row: Command, rest: list[str], console: Console) -> int:
     """Store text, a JSON value, or what standard input holds."""
-    from bi_performance_ctl.main import parser_of
-
     parser = parser_of(
         row.cli or "",
         row.summary + " The value is text; - reads it from standard input.",

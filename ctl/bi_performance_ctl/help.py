@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bi_performance_ctl.main import LOCAL
+from bi_performance_ctl.catalog import LOCAL
 from bi_performance_wire.commands import COMMANDS
 
 

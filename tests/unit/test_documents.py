@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bi_performance_ctl.main import LOCAL
+from bi_performance_ctl.catalog import LOCAL
 from bi_performance_wire.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]

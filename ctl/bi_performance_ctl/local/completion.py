@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from bi_performance_ctl.catalog import LOCAL, parser_of
 from bi_performance_ctl.console import Console
 from bi_performance_wire.commands import COMMANDS
 
@@ -21,8 +22,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _words() -> dict[str, list[str]]:
     """The options after each command, by its words."""
-    from bi_performance_ctl.main import LOCAL, parser_of
-
     found: dict[str, list[str]] = {}
     for row in COMMANDS:
         if row.cli:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +22,9 @@ from bi_performance_wire.errors import (
 from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, CacheStats
 from bi_performanced.cache.clients import Attachment, Clients, boot_clock
 from bi_performanced.cache.memory import Geometry, Memory
+from bi_performanced.cache.opening import open_store
 from bi_performanced.cache.patterns import matcher
-from bi_performanced.cache.recovery import copy_entries, recover, settle
+from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.config import CacheSettings
 
@@ -34,9 +33,6 @@ log = structlog.get_logger("performance")
 HEARTBEAT = 0.25
 """Seconds between two renewals of the readers' deadline, by the loop itself."""
 ALIVE_NS = 1_000_000_000
-START_BYTES = 32 << 20
-"""A store begins at this size and grows towards `cache.max_bytes` as it fills."""
-LEAST_BYTES = 1 << 20
 GROW_AT = 0.75
 SLICE = 0.002
 """Seconds that a sweep or a copy keeps the loop before others have their turn."""
@@ -71,6 +67,7 @@ class Cache:
         self._hits = self._misses = 0
         self._expired = 0
         self._earlier = Counters()
+        self._threads = trio.CapacityLimiter(1)
         self._wake = trio.Event()
         self._grown = trio.Event()
         self._wanted_record = 0
@@ -89,36 +86,9 @@ class Cache:
 
     @classmethod
     def open(cls, settings: CacheSettings, *, runtime_dir: Path, mode: str) -> Cache:
-        """Take up the store that is there, or make one.
-
-        Raises WireError (unavailable) when the directory is in use by another daemon, cannot be
-        written, or cannot hold the smallest store.
-        """
-        folder = settings.store_dir or runtime_dir
-        path = folder / "store"
-        try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-            lock_fd = os.open(
-                folder / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-        except OSError as error:
-            raise _unavailable(folder, error) from error
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock_fd)
-            raise WireError(
-                UNAVAILABLE,
-                f"another daemon uses the store in {folder}",
-                field="cache.store_dir",
-                hint="stop it, or give this one a directory of its own",
-            ) from error
-        try:
-            path.with_name("store.new").unlink(missing_ok=True)
-            return cls(settings, _take_up(path, settings), path, lock_fd, mode)
-        except OSError as error:
-            os.close(lock_fd)
-            raise _unavailable(folder, error) from error
+        """Take up the store that is there, or make one. Raises WireError as `open_store`."""
+        store, path, lock_fd = open_store(settings, runtime_dir)
+        return cls(settings, store, path, lock_fd, mode)
 
     # ── one entry
 
@@ -484,7 +454,7 @@ class Cache:
             new_path.unlink(missing_ok=True)
             return Memory.create(new_path, max_entries, max_bytes, epoch=epoch)
 
-        target = Store(await trio.to_thread.run_sync(create))
+        target = Store(await trio.to_thread.run_sync(create, limiter=self._threads))
         old = self._store
         try:
             await self._copy(old, target)
@@ -553,51 +523,6 @@ def _read_only(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _take_up(path: Path, settings: CacheSettings) -> Store:
-    """The store at `path`, recovered, or a new one."""
-    try:
-        memory = Memory.adopt(path)
-    except FileNotFoundError:
-        pass
-    except L.LayoutError as error:
-        log.warning("cache.set_aside", path=str(path), reason=str(error))
-        path.unlink()
-    else:
-        store = _recovered(path, memory)
-        if store is not None:
-            return store
-    size = min(settings.max_bytes, START_BYTES)
-    while True:
-        try:
-            epoch = boot_clock() // 1_000_000
-            return Store(Memory.create(path, settings.max_size, size, epoch=epoch))
-        except OSError as error:
-            if error.errno != errno.ENOSPC or size <= LEAST_BYTES:
-                raise
-            size //= 2
-
-
-def _recovered(path: Path, memory: Memory) -> Store | None:
-    """An adopted store with its index made anew, or None (and no file) when it is damaged.
-
-    Readers of the earlier epoch are cut off before anything is touched.
-    """
-    words = memory.words
-    for word in range(L.W_ALIVE, L.W_ALIVE + L.ALIVE_WORDS):
-        words[word] = 0
-    words[L.W_EPOCH] += 1
-    store = Store(memory)
-    try:
-        kept = recover(store, boot_clock())
-    except Damaged as error:
-        log.warning("cache.set_aside", path=str(path), reason=str(error))
-        store.close()
-        path.unlink()
-        return None
-    log.info("cache.recovered", entries=kept, size_bytes=store.live_bytes)
-    return store
-
-
 def check_key(key: bytes) -> None:
     if not 0 < len(key) <= MAX_KEY_BYTES:
         raise WireError(
@@ -606,15 +531,6 @@ def check_key(key: bytes) -> None:
             field="key",
             hint="use a digest of a longer key",
         )
-
-
-def _unavailable(folder: Path, error: OSError) -> WireError:
-    return WireError(
-        UNAVAILABLE,
-        f"the store cannot be kept in {folder}: {error.strerror}",
-        field="cache.store_dir",
-        hint="give a directory that can be written and has room, best on a tmpfs",
-    )
 
 
 def _sum(first: Counters, second: Counters) -> Counters:

@@ -1,0 +1,111 @@
+"""The store at a start: whose directory it is, and what is taken up of an earlier daemon's."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import structlog
+
+from bi_performance_wire import layout as L
+from bi_performance_wire.errors import UNAVAILABLE, WireError
+from bi_performanced.cache.clients import boot_clock
+from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.recovery import recover
+from bi_performanced.cache.store import Damaged, Store
+from bi_performanced.config import CacheSettings
+
+log = structlog.get_logger("performance")
+
+START_BYTES = 32 << 20
+"""A store begins at this size and grows towards `cache.max_bytes` as it fills."""
+LEAST_BYTES = 1 << 20
+
+
+def open_store(settings: CacheSettings, runtime_dir: Path) -> tuple[Store, Path, int]:
+    """The store, its path, and a descriptor whose lock keeps other daemons out.
+
+    Raises WireError (unavailable) when the directory is in use by another daemon, cannot be
+    written, or cannot hold the smallest store.
+    """
+    folder = settings.store_dir or runtime_dir
+    path = folder / "store"
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        lock_fd = os.open(
+            folder / "store.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+    except OSError as error:
+        raise _unavailable(folder, error) from error
+    try:
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock_fd)
+        raise WireError(
+            UNAVAILABLE,
+            f"another daemon uses the store in {folder}",
+            field="cache.store_dir",
+            hint="stop it, or give this one a directory of its own",
+        ) from error
+    try:
+        path.with_name("store.new").unlink(missing_ok=True)
+        return _take_up(path, settings), path, lock_fd
+    except OSError as error:
+        os.close(lock_fd)
+        raise _unavailable(folder, error) from error
+
+
+def _take_up(path: Path, settings: CacheSettings) -> Store:
+    """The store at `path`, recovered, or a new one."""
+    try:
+        memory = Memory.adopt(path)
+    except FileNotFoundError:
+        pass
+    except L.LayoutError as error:
+        log.warning("cache.set_aside", path=str(path), reason=str(error))
+        path.unlink()
+    else:
+        store = _recovered(path, memory)
+        if store is not None:
+            return store
+    size = min(settings.max_bytes, START_BYTES)
+    while True:
+        try:
+            epoch = boot_clock() // 1_000_000
+            return Store(Memory.create(path, settings.max_size, size, epoch=epoch))
+        except OSError as error:
+            if error.errno != errno.ENOSPC or size <= LEAST_BYTES:
+                raise
+            size //= 2
+
+
+def _recovered(path: Path, memory: Memory) -> Store | None:
+    """An adopted store with its index made anew, or None (and no file) when it is damaged.
+
+    Readers of the earlier epoch are cut off before anything is touched.
+    """
+    words = memory.words
+    for word in range(L.W_ALIVE, L.W_ALIVE + L.ALIVE_WORDS):
+        words[word] = 0
+    words[L.W_EPOCH] += 1
+    store = Store(memory)
+    try:
+        kept = recover(store, boot_clock())
+    except Damaged as error:
+        log.warning("cache.set_aside", path=str(path), reason=str(error))
+        store.close()
+        path.unlink()
+        return None
+    log.info("cache.recovered", entries=kept, size_bytes=store.live_bytes)
+    return store
+
+
+def _unavailable(folder: Path, error: OSError) -> WireError:
+    return WireError(
+        UNAVAILABLE,
+        f"the store cannot be kept in {folder}: {error.strerror}",
+        field="cache.store_dir",
+        hint="give a directory that can be written and has room, best on a tmpfs",
+    )
