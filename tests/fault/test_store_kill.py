@@ -193,7 +193,9 @@ def test_a_kill_while_entries_are_copied_to_another_store_loses_and_revives_noth
     for _ in steps:
         pass
     camera = Camera(target.memory)
-    for image in torn(camera.during(lambda: settle(source, target, NOW))):
+    for image in torn(
+        camera.during(lambda: list(settle(source, target, source.journal or (), NOW)))
+    ):
         found = restart(tmp_path / "killed", image)
         # The copy is not the truth before it is renamed; it only must be whole at the end.
         found.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +36,14 @@ ALIVE_NS = 1_000_000_000
 GROW_AT = 0.75
 SLICE = 0.002
 """Seconds that a sweep or a copy keeps the loop before others have their turn."""
+LONG_SLICE = 0.01
+"""The same for a copy that writers are about to overtake."""
+HURRY_AT = 0.85
+HURRY = 2000
+LAST_ROUND = 500
+"""Changed keys that are settled in one step, at the end of a copy."""
+SOON = 20.0
+"""Seconds within which a store that fills up is followed by one of four times its size."""
 SWEEP_SLOTS = 400
 RELEASE_AFTER = 30.0
 """Seconds until the pages of a store that was left are taken from readers who stayed on it."""
@@ -62,6 +70,7 @@ class Cache:
         self._settings = settings
         self._mode = mode if settings.enabled else "off"
         self._store = store
+        self._in_service_since = boot_clock()
         self._lock_fd = lock_fd
         self._clients = Clients(store, _read_only(store_path))
         self._hits = self._misses = 0
@@ -386,7 +395,9 @@ class Cache:
                 self._beat()
                 self._reap()
                 while self._left and self._left[0][0] <= trio.current_time():
-                    self._release(self._left.pop(0)[1])
+                    # Some 10 ms for each 100 MiB: not on the loop.
+                    _, left = self._left.pop(0)
+                    await trio.to_thread.run_sync(self._release, left, limiter=self._threads)
 
     def _beat(self) -> None:
         self._store.memory.words[_alive_word(self.epoch)] = boot_clock() + ALIVE_NS
@@ -435,7 +446,7 @@ class Cache:
         store, settings = self._store, self._settings
         size = store.max_bytes
         if store.live_bytes > GROW_AT * size:
-            size *= 2
+            size *= 4 if boot_clock() - self._in_service_since < SOON * 1e9 else 2
         while Geometry.for_limits(1, size).max_record < self._wanted_record:
             size *= 2
         wanted = settings.max_size, min(size, settings.max_bytes)
@@ -450,11 +461,11 @@ class Cache:
         new_path = self.store_path.with_name("store.new")
         epoch = self.epoch + 1
 
-        def create() -> Memory:
+        def create() -> Store:
             new_path.unlink(missing_ok=True)
-            return Memory.create(new_path, max_entries, max_bytes, epoch=epoch)
+            return Store(Memory.create(new_path, max_entries, max_bytes, epoch=epoch))
 
-        target = Store(await trio.to_thread.run_sync(create, limiter=self._threads))
+        target = await trio.to_thread.run_sync(create, limiter=self._threads)
         old = self._store
         try:
             await self._copy(old, target)
@@ -469,6 +480,7 @@ class Cache:
         # find the new store.
         new_path.rename(self.store_path)
         self._store = target
+        self._in_service_since = boot_clock()
         self._clients.move_to(target, store_fd)
         self._beat()
         old.memory.words[_alive_word(epoch - 1)] = 0
@@ -482,22 +494,33 @@ class Cache:
         self._left.append((trio.current_time() + RELEASE_AFTER, old))
 
     async def _copy(self, old: Store, target: Store) -> None:
-        """Copy in slices, then settle what changed meanwhile in one step at the end."""
+        """Copy in slices, then what changed meanwhile, in rounds until the last is short."""
         while True:
-            old.journal = set()
+            journal: set[bytes] = set()
+            old.journal = journal
             self._copying, self._cleared_while_copying = True, False
-            deadline = trio.current_time() + SLICE
-            for _ in copy_entries(old, target, boot_clock()):
-                if trio.current_time() >= deadline:
-                    await trio.lowlevel.checkpoint()
-                    deadline = trio.current_time() + SLICE
-                if self._cleared_while_copying:
-                    break
+            await self._in_slices(old, copy_entries(old, target, boot_clock()))
+            while not self._cleared_while_copying and len(old.journal) > LAST_ROUND:
+                journal, old.journal = old.journal, set()
+                await self._in_slices(old, settle(old, target, journal, boot_clock()))
             self._copying = False
             if not self._cleared_while_copying:
-                settle(old, target, boot_clock())
+                # Nothing awaits from here until the new store is in service.
+                for _ in settle(old, target, old.journal, boot_clock()):
+                    pass
                 return
             target.clear()
+
+    async def _in_slices(self, old: Store, work: Iterator[None]) -> None:
+        """Run work for a while at a time, longer when the old store is about to be full."""
+        deadline = trio.current_time() + SLICE
+        for _ in work:
+            if self._cleared_while_copying:
+                return
+            if trio.current_time() >= deadline:
+                await trio.lowlevel.checkpoint()
+                hurry = old.live_bytes > HURRY_AT * old.max_bytes or len(old.journal or ()) > HURRY
+                deadline = trio.current_time() + (LONG_SLICE if hurry else SLICE)
 
     def _rebuild(self, error: Damaged) -> None:
         log.error("cache.damaged", reason=str(error), entries_lost=self._store.entries)

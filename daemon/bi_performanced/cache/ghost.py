@@ -19,7 +19,7 @@ class Ghost:
     def __init__(self, capacity: int) -> None:
         self.capacity = max(1, capacity)
         self._buckets = self.capacity
-        self._words = array("Q", bytes(16 * self._buckets))
+        self._words = array("Q", bytes(8)) * (2 * self._buckets)
         self._count = self.capacity + 1  # so that the zeroed words are too old
 
     def add(self, digest: int) -> None:
@@ -47,4 +47,4 @@ class Ghost:
         return False
 
     def clear(self) -> None:
-        self._words = array("Q", bytes(16 * self._buckets))
+        self._words = array("Q", bytes(8)) * (2 * self._buckets)

@@ -8,7 +8,7 @@ cannot return should the winner be deleted later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from bi_performance_wire import layout as L
@@ -66,7 +66,7 @@ def copy_entries(source: Store, target: Store, now: int) -> Iterator[None]:
     """Copy every live entry, in the queues' order, yielding after each slice.
 
     Between slices the source may change in any way; `source.journal` must be a set that collects
-    the keys of those changes, and `settle` ends the copying.
+    the keys of those changes, and rounds of `settle` end the copying.
     """
     for ring, into in ((source.small, target.small), (source.main, target.main)):
         position, stop = ring.tail, ring.head
@@ -89,21 +89,26 @@ def _copy(
         target.restore(record, into, source.index.frequency(slot), now)
 
 
-def settle(source: Store, target: Store, now: int) -> None:
-    """Bring the copy up to date with what the journal collected."""
-    journal, source.journal = source.journal or set(), set()
-    for key in journal:
+def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> Iterator[None]:
+    """Bring the copy up to date for keys that a journal collected, yielding now and then.
+
+    A key that changes between two slices is in the source's present journal, for a later round;
+    the round after which nothing is left there must be run without a pause.
+    """
+    for count, key in enumerate(journal, 1):
         slot = source.find(key, source.digest(key))
         if slot == NONE:
             target.delete(key, now)
-            continue
-        place = source.index.cells[slot] & L.PLACE
-        main = bool(place & L.MAIN_BIT)
-        ring, into = (source.main, target.main) if main else (source.small, target.small)
-        position = place & L.POSITION
-        size, state = ring.peek(position)
-        record = ring.load(position, size, state, verify=False)
-        target.restore(record, into, source.index.frequency(slot), now)
+        else:
+            place = source.index.cells[slot] & L.PLACE
+            main = bool(place & L.MAIN_BIT)
+            ring, into = (source.main, target.main) if main else (source.small, target.small)
+            position = place & L.POSITION
+            size, state = ring.peek(position)
+            record = ring.load(position, size, state, verify=False)
+            target.restore(record, into, source.index.frequency(slot), now)
+        if count % SLICE_RECORDS == 0:
+            yield
     target.set_sequence(max(source.sequence, target.sequence))
 
 
