@@ -21,6 +21,8 @@ Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any] | Iterable[t
 """What `set_many` takes: a mapping (its key type is invariant, hence three) or pairs."""
 
 MAX_KEY_BYTES: Final = 8192
+MOST_KEYS: Final = 100_000
+"""Keys that one call lists."""
 TIMEOUT: Final = 1.0
 """Seconds for an ordinary request."""
 SWEEP_TIMEOUT: Final = 60.0
@@ -66,9 +68,22 @@ def check_ttl(ttl: float | None) -> float | None:
         return None
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
         raise TypeError(f"ttl is a number of seconds, not {type(ttl).__name__}")
-    if not (math.isfinite(ttl) and ttl > 0):
-        raise ValueError(f"ttl must be more than 0 seconds and finite, not {ttl!r}")
-    return float(ttl)
+    try:
+        seconds = float(ttl)
+    except OverflowError:
+        seconds = math.inf
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"ttl must be more than 0 seconds and finite, not {ttl!r:.40}")
+    return seconds
+
+
+def _check_limit(limit: int) -> int:
+    """How many keys are asked for; raises TypeError or ValueError for what is no such number."""
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"limit is a whole number, not {type(limit).__name__}")
+    if not 1 <= limit <= MOST_KEYS:
+        raise ValueError(f"limit must be 1 to {MOST_KEYS}")
+    return limit
 
 
 def _pairs(items: Items) -> Iterable[tuple[Key, Any]]:
@@ -225,7 +240,7 @@ class PerformanceCache(_Common):
 
     async def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
         """Keys that are there, or None when the daemon is away."""
-        args = {"limit": limit} | ({} if pattern is None else {"pattern": pattern})
+        args = {"limit": _check_limit(limit)} | ({} if pattern is None else {"pattern": pattern})
         answer = await self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return answer["keys"] if answer else None
 
@@ -320,7 +335,7 @@ class SyncCache(_Common):
 
     def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
         """Keys that are there, or None when the daemon is away."""
-        args = {"limit": limit} | ({} if pattern is None else {"pattern": pattern})
+        args = {"limit": _check_limit(limit)} | ({} if pattern is None else {"pattern": pattern})
         answer = self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return answer["keys"] if answer else None
 

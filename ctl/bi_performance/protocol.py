@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import msgpack
 
-from bi_performance_wire.errors import WireError
+from bi_performance_wire.errors import TOO_LARGE, WireError
 from bi_performance_wire.framing import Framer, Limits
 
 READ: Final = select.POLLIN
@@ -30,6 +30,8 @@ ANSWER_LIMITS: Final = Limits(
     frame_bytes=64 << 20, shape_bytes=16 << 20, objects=1 << 20, depth=100
 )
 _RECEIVE: Final = 1 << 18
+MAX_REQUEST: Final = 32 << 20
+"""Bytes of a message that the daemon takes."""
 SMALL: Final = 1 << 14
 """Bytes of an answer that is decoded at once: whatever it holds, it cannot become large."""
 
@@ -57,10 +59,15 @@ class Connection:
         self._framer = Framer(ANSWER_LIMITS)
 
     def request(self, method: str, args: dict[str, Any] | None) -> tuple[int, bytes]:
-        """A new message id, and the message."""
+        """A new message id, and the message. Raises WireError (too_large)."""
         self._serial = serial = (self._serial + 1) & 0xFFFFFFFF
         params = [] if args is None else [args]
         message: bytes = msgpack.packb((0, serial, method, params))
+        if len(message) > MAX_REQUEST:
+            # The daemon would break off in the middle of it.
+            raise WireError(
+                TOO_LARGE, f"the request has {len(message)} bytes; the limit is {MAX_REQUEST}"
+            )
         return serial, message
 
     def exchange(self, method: str, args: dict[str, Any] | None = None) -> Steps[Any]:

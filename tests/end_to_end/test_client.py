@@ -109,6 +109,9 @@ def test_the_whole_api_works_without_a_loop(optimizer: PerformanceOptimizer) -> 
         (lambda cache: cache.clear("[a"), ValueError, "pattern"),
         (lambda cache: cache.keys("*" * 40), ValueError, "stars"),
         (lambda cache: cache.keys(limit=0), ValueError, "limit"),
+        (lambda cache: cache.keys(limit=10**30), ValueError, "limit"),
+        (lambda cache: cache.keys(limit="5"), TypeError, "limit"),
+        (lambda cache: cache.set("k", 1, ttl=10**400), ValueError, "ttl"),
     ],
 )
 def test_the_caller_s_own_mistakes_are_type_and_value_errors(
@@ -130,7 +133,10 @@ def test_a_value_over_the_limit_is_refused_without_an_exception(
     assert optimizer.sync.cache.set("small", 1)
     assert optimizer.sync.cache.set("huge", os.urandom(20 << 20)) is False
     assert optimizer.sync.cache.get("small") == 1
-    assert "refused a request (too_large" in caplog.text and "away" not in caplog.text
+    assert "refused a request (too_large" in caplog.text
+    assert optimizer.sync.cache.set("larger", os.urandom(40 << 20)) is False
+    assert optimizer.sync.cache.set("small", 2), "the link is not taken for broken"
+    assert "away" not in caplog.text
 
 
 def test_threads_share_one_link(optimizer: PerformanceOptimizer) -> None:
