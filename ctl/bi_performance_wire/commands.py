@@ -18,7 +18,8 @@ class Command(NamedTuple):
     `args` and `result` name structs in `bi_performance_wire.types` (None: no arguments, or a
     result of any form). `http` is (verb, path). `cli` is the command's words as a person types
     them. `positional` are the arguments that the CLI takes without a flag. `changes` marks what
-    alters state: only such a command is a POST, and `http.post` guards it.
+    alters state: only such a command is a POST, and `http.post` guards it. `large` marks an answer
+    that can have megabytes: a connection is given one such at a time.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Command(NamedTuple):
     positional: tuple[str, ...] = ()
     example: str | None = None
     changes: bool = False
+    large: bool = False
 
     def args_type(self) -> type[msgspec.Struct] | None:
         """The struct that validates this row's arguments."""
@@ -80,8 +82,9 @@ COMMANDS: Final[tuple[Command, ...]] = (
         cli="cache get",
         positional=("key",),
         example="bi-performance cache get https://example.com/",
+        large=True,
     ),
-    Command("cache.get_many", "Read several values in one frame.", args="CacheGetMany"),
+    Command("cache.get_many", "Read several values in one frame.", args="CacheGetMany", large=True),
     Command(
         "cache.set",
         "Store one value.",
@@ -123,6 +126,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
         result="Keys",
         cli="cache keys",
         example="bi-performance cache keys --pattern 'https://*' --limit 20",
+        large=True,
     ),
     Command(
         "cache.clear",

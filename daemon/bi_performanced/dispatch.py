@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -28,8 +28,8 @@ class Caller(NamedTuple):
 
 
 Handler = Callable[[Any, Caller], Any]
-"""Takes the row's arguments (None when it has none) and the caller; returns the result or an
-awaitable of it; raises WireError."""
+"""Takes the row's arguments (None when it has none) and the caller; returns the result or a
+coroutine for it; raises WireError."""
 
 
 class Bound(NamedTuple):
@@ -40,6 +40,26 @@ class Bound(NamedTuple):
     args: type[Args] | None
     decode: Callable[[bytes | msgspec.Raw], Any] | None
     fields: tuple[str, ...]
+
+
+class Pending(NamedTuple):
+    """A request whose result is to be waited for: `run` it once, then `close` it in any case."""
+
+    row: Command
+    work: Coroutine[Any, Any, Any]
+
+    async def run(self) -> Any:
+        """The result. Raises WireError, and nothing else."""
+        try:
+            return await self.work
+        except WireError:
+            raise
+        except Exception as error:
+            raise internal(self.row.name, error) from error
+
+    def close(self) -> None:
+        """Let go of what was not run to its end."""
+        self.work.close()
 
 
 class IncompleteTable(Exception):
@@ -78,7 +98,7 @@ class Dispatcher:
     def start(self, bound: Bound, params: bytes | msgspec.Raw, caller: Caller) -> Any:
         """Run a handler on MessagePack arguments (`[]` or `[map]`).
 
-        Returns the result, or an awaitable of it. Raises WireError, and nothing else.
+        Returns the result, or Pending. Raises WireError, and nothing else.
         """
         data = bytes(params)
         if bound.decode is None:
@@ -122,18 +142,7 @@ class Dispatcher:
             raise
         except Exception as error:
             raise internal(bound.row.name, error) from error
-        if isinstance(result, Awaitable):
-            return _guard(bound.row.name, result)
-        return result
-
-
-async def _guard(method: str, work: Awaitable[Any]) -> Any:
-    try:
-        return await work
-    except WireError:
-        raise
-    except Exception as error:
-        raise internal(method, error) from error
+        return Pending(bound.row, result) if isinstance(result, Coroutine) else result
 
 
 def internal(method: str, error: Exception) -> WireError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from bi_performance_wire.errors import WireError
 from bi_performanced.config import ConfigError, load
 from bi_performanced.config.load import listing
+
+_M_MMAP_THRESHOLD = -3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{row.key:{width}}  {value:28}  {row.origin}\n")
         return 0
     _allow_descriptors()
+    _give_memory_back()
     # Late: what only checks the configuration need not load the loop and the fronts.
     from bi_performanced.app import App, StartError
 
@@ -52,6 +56,17 @@ def _allow_descriptors() -> None:
     """Raise the soft limit of open files to the hard one: each connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _give_memory_back() -> None:
+    """Let glibc return every large block to the system when it is freed.
+
+    By itself it raises the threshold (mallopt(3), M_MMAP_THRESHOLD) with the blocks it sees, up to
+    32 MiB: one burst of large messages then stays with the process for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 if __name__ == "__main__":

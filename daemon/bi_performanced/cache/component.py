@@ -45,6 +45,7 @@ LAST_ROUND = 500
 SOON = 20.0
 """Seconds within which a store that fills up is followed by one of four times its size."""
 SWEEP_SLOTS = 400
+LISTING_BYTES = 4 << 20
 RELEASE_AFTER = 30.0
 """Seconds until the pages of a store that was left are taken from readers who stayed on it."""
 RETRY_GROWTH = 60.0
@@ -107,13 +108,21 @@ class Cache:
 
     def get(self, key: bytes) -> bytes | None:
         """The encoded entry, or None. Raises WireError for a key out of bounds."""
+        payload = self.peek(key)
+        self.count([payload])
+        return payload
+
+    def peek(self, key: bytes) -> bytes | None:
+        """As `get`, counting neither a hit nor a miss."""
         check_key(key)
         found = self._store.get(key, boot_clock())
-        if found is None:
-            self._misses += 1
-            return None
-        self._hits += 1
-        return found[0]
+        return None if found is None else found[0]
+
+    def count(self, found: Sequence[bytes | None]) -> None:
+        """Count what `peek` found for a request that is now answered."""
+        misses = found.count(None)
+        self._misses += misses
+        self._hits += len(found) - misses
 
     def set(self, key: bytes, payload: bytes, ttl: float | None) -> None:
         """Store an encoded entry for `ttl` seconds (None: `cache.default_ttl`).
@@ -235,17 +244,21 @@ class Cache:
     # ── many entries
 
     async def keys(self, pattern: str | None, limit: int) -> tuple[list[bytes], bool]:
-        """Up to `limit` readable keys that match, and whether there are more."""
+        """Up to `limit` readable keys that match, and whether there are more.
+
+        Together they have at most LISTING_BYTES.
+        """
         matches = matcher(pattern)
         found: dict[bytes, None] = {}
-        at = 0
+        at = size = 0
         deadline = trio.current_time() + SLICE
         while True:
             entries, at = self._store.sweep(at, SWEEP_SLOTS)
             now = boot_clock()
             for entry in entries:
-                if entry.expires > now and matches(entry.key):
-                    if len(found) == limit and entry.key not in found:
+                if entry.expires > now and entry.key not in found and matches(entry.key):
+                    size += len(entry.key)
+                    if len(found) == limit or size > LISTING_BYTES:
                         return list(found), True
                     found[entry.key] = None
             if not at:

@@ -199,6 +199,13 @@ class SocketSettings:
         32_768, "objects in one message", unit="objects", low=64, high=1 << 20
     )
     max_depth: int = setting(64, "levels of nesting in one message", unit="levels", low=4, high=200)
+    max_buffered_bytes: int = size(
+        48 << 20,
+        "bytes of unfinished messages and unread answers of all connections together; beyond, the"
+        " connection is cut that has made no progress for the longest time",
+        low=1 << 20,
+        high=1 << 34,
+    )
     idle_timeout: float = seconds(
         3600.0, "without a request, after which a connection is closed; attached ones stay"
     )

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from bi_performance_wire.errors import INVALID_ARGUMENT, TIMEOUT, WireError
 from bi_performanced.config import HttpSettings
-from bi_performanced.dispatch import Bound, Caller, Dispatcher, internal
+from bi_performanced.dispatch import Bound, Caller, Dispatcher, Pending, internal
 from bi_performanced.fronts.guard import Guard, Misdirected
 from bi_performanced.fronts.openapi import document
 from bi_performanced.fronts.problem import MEDIA_TYPE, problem, problem_of
@@ -108,8 +108,8 @@ def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
                 hint=f"POST {request.url.path}?NAME=VALUE",
             )
         result = dispatcher.start_text(bound, query, Caller("http"))
-        if isinstance(result, Awaitable):
-            result = await result
+        if isinstance(result, Pending):
+            result = await result.run()
         return _json(msgspec.json.encode(result) + b"\n")
 
     return endpoint

@@ -5,8 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 from array import array
-from collections.abc import Awaitable
-from typing import Any
+from contextlib import suppress
 
 import msgspec
 import structlog
@@ -16,8 +15,9 @@ from bi_performance_wire.errors import BUSY, INVALID_REQUEST, WireError
 from bi_performance_wire.framing import Framer, Limits
 from bi_performanced.cache.clients import Attachment
 from bi_performanced.config import SocketSettings
-from bi_performanced.dispatch import Caller, Dispatcher, internal
+from bi_performanced.dispatch import Caller, Dispatcher, Pending, internal
 from bi_performanced.fronts.accept import next_peer
+from bi_performanced.fronts.buffers import Buffers
 from bi_performanced.telemetry.logs import Limited
 
 log = structlog.get_logger("performance")
@@ -51,6 +51,7 @@ class SocketFront:
             settings.max_depth,
         )
         self.connections: set[Connection] = set()
+        self._buffers = Buffers(settings.max_buffered_bytes)
         self._limited = Limited(10.0)
         self._accepting = trio.CancelScope()
 
@@ -83,7 +84,9 @@ class SocketFront:
             if len(self.connections) >= self._settings.max_connections:
                 self._refuse(raw)
                 continue
-            connection = Connection(raw, self._settings, self._limits, self._dispatcher)
+            connection = Connection(
+                raw, self._settings, self._limits, self._dispatcher, self._buffers
+            )
             self.connections.add(connection)
             nursery.start_soon(self._serve, connection)
 
@@ -111,6 +114,11 @@ class SocketFront:
             internal("connection", error)
         finally:
             self.connections.discard(connection)
+            if connection.evicted:
+                self._say_cut(connection, "max_buffered_bytes")
+
+    def _say_cut(self, connection: Connection, reason: str) -> None:
+        self._limited.warning("socket.connection_cut", reason=reason, pid=connection.caller.pid)
 
     async def _watch_deadlines(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -123,9 +131,7 @@ class SocketFront:
             for connection in list(self.connections):
                 reason = connection.overdue(now)
                 if reason:
-                    self._limited.warning(
-                        "socket.connection_cut", reason=reason, pid=connection.caller.pid
-                    )
+                    self._say_cut(connection, reason)
                     connection.scope.cancel()
 
 
@@ -142,6 +148,7 @@ class Connection:
         settings: SocketSettings,
         limits: Limits,
         dispatcher: Dispatcher,
+        buffers: Buffers,
     ) -> None:
         self._peer = peer
         self._settings = settings
@@ -153,11 +160,37 @@ class Connection:
         self._listening = False
         self._closing = False
         self._sending = trio.Lock()
+        self._large = trio.Lock()
+        """Held from the start of a request whose answer may be large until that has been sent."""
         self._in_flight = 0
         self._attachments: list[Attachment] = []
         self._heard_at = trio.current_time()
         self._write_began: float | None = None
         self._answers: list[bytes] = []
+        self._unsent = 0
+        """Bytes of answers, those in `_answers` and the rest of what is being sent."""
+        self._buffers = buffers
+        self.evicted = False
+
+    def evict(self) -> None:
+        """Make room for the others, telling the peer when that can be done."""
+        self.evicted = True
+        if self._write_began is None:
+            error = WireError(
+                BUSY,
+                "the daemon holds too many unfinished messages and unread answers",
+                field="max_buffered_bytes",
+                hint="send and read without pausing, or raise socket.max_buffered_bytes",
+            )
+            number = self._framer.message_id() or _NO_ID
+            # One that does not read, or has gone, is cut unsaid.
+            with suppress(OSError):
+                self._peer.send(_encode((1, number, error.to_map(), None)))
+        self.scope.cancel()
+
+    def _account(self, *, progress: bool) -> None:
+        if not self.evicted:
+            self._buffers.update(self, self._framer.pending + self._unsent, progress=progress)
 
     def overdue(self, now: float) -> str | None:
         """Why the connection is to be cut now, or None."""
@@ -190,9 +223,12 @@ class Connection:
             for attachment in self._attachments:
                 attachment.close()
             self._peer.close()
+            if not self.evicted:
+                self._buffers.update(self, 0, progress=True)
 
     async def _receive(self, nursery: trio.Nursery) -> None:
         framer = self._framer
+        unfinished = False
         while not self._closing:
             # `finish` cancels here and nowhere else: an answer is never cut in the middle.
             self._listening = True
@@ -206,26 +242,29 @@ class Connection:
                 return
             self._heard_at = trio.current_time()
             framer.feed(data)
-            size = 0
+            frames = 0
             try:
                 while (frame := framer.next_frame()) is not None:
+                    frames += 1
                     answer = self._run(frame, nursery)
                     if isinstance(answer, tuple):
                         await self._flush()
                         await self._hand_over(*answer)
                     elif answer is not None:
                         self._answers.append(answer)
-                        size += len(answer)
-                        if size > FLUSH_BYTES:
+                        self._unsent += len(answer)
+                        if self._unsent > FLUSH_BYTES:
                             await self._flush()
-                            size = 0
             except WireError as error:
                 number = framer.message_id()
-                self._answers.append(
-                    _encode((1, _NO_ID if number is None else number, error.to_map(), None))
-                )
+                answer = _encode((1, _NO_ID if number is None else number, error.to_map(), None))
+                self._answers.append(answer)
+                self._unsent += len(answer)
                 await self._flush()
                 return
+            if framer.pending or unfinished:
+                unfinished = framer.pending > 0
+                self._account(progress=frames > 0)
             if self._answers:
                 await self._flush()
 
@@ -240,7 +279,7 @@ class Connection:
             raise _not_a_request() from None
         try:
             result = self._dispatcher.start(self._dispatcher.find(method), params, self.caller)
-            if isinstance(result, Awaitable):
+            if isinstance(result, Pending):
                 self._later(number, result, nursery)
                 return None
         except WireError as error:
@@ -250,9 +289,9 @@ class Connection:
             return number or 0, result
         return None if number is None else _encode((1, number, None, result))
 
-    def _later(self, number: int | None, work: Awaitable[Any], nursery: trio.Nursery) -> None:
+    def _later(self, number: int | None, work: Pending, nursery: trio.Nursery) -> None:
         if self._in_flight >= self._settings.max_in_flight:
-            work.close()  # type: ignore[attr-defined]  # a coroutine that was not begun
+            work.close()
             raise WireError(
                 BUSY,
                 f"{self._in_flight} requests of this connection are unanswered, the limit",
@@ -262,41 +301,58 @@ class Connection:
         self._in_flight += 1
         nursery.start_soon(self._finish, number, work)
 
-    async def _finish(self, number: int | None, work: Awaitable[Any]) -> None:
+    async def _finish(self, number: int | None, work: Pending) -> None:
         try:
-            failed, result = None, None
-            try:
-                result = await work
-            except WireError as error:
-                failed = error.to_map()
-            if number is not None:
-                self._answers.append(_encode((1, number, failed, result)))
-                await self._flush()
+            if work.row.large:
+                async with self._large:
+                    await self._answer(number, work)
+            else:
+                await self._answer(number, work)
         finally:
+            work.close()
             self._in_flight -= 1
+
+    async def _answer(self, number: int | None, work: Pending) -> None:
+        failed, result = None, None
+        try:
+            result = await work.run()
+        except WireError as error:
+            failed = error.to_map()
+        if number is not None:
+            answer = _encode((1, number, failed, result))
+            del result
+            self._answers.append(answer)
+            self._unsent += len(answer)
+            await self._flush()
 
     async def _flush(self) -> None:
         if not self._sending.locked():
             self._sending.acquire_nowait()
         else:
+            self._account(progress=False)
             await self._sending.acquire()
         try:
             if not self._answers:
                 return
             data = self._answers[0] if len(self._answers) == 1 else b"".join(self._answers)
             self._answers.clear()
-            await self._send(data)
+            waited = await self._send(data)
+            self._unsent -= len(data)
+            if waited:
+                self._account(progress=True)
         finally:
             self._sending.release()
 
-    async def _send(self, data: bytes) -> None:
+    async def _send(self, data: bytes) -> bool:
+        """Send all; whether the peer had to be waited for."""
         try:
             sent = self._peer.send(data)
         except BlockingIOError:
             sent = 0
         if sent == len(data):
-            return
+            return False
         self._write_began = trio.current_time()
+        self._account(progress=True)
         with memoryview(data) as view:
             while sent < len(data):
                 await trio.lowlevel.wait_writable(self._peer)
@@ -305,6 +361,7 @@ class Connection:
                 except BlockingIOError:
                     continue
         self._write_began = None
+        return True
 
     async def _hand_over(self, number: int, attachment: Attachment) -> None:
         """Send the answer to `attach` with the descriptors."""

@@ -23,6 +23,8 @@ THREAD_FROM = 1 << 18
 """Compressed bytes from which decompressing for a foreign client happens in a thread."""
 
 _threads = trio.CapacityLimiter(2)
+_gathering = trio.CapacityLimiter(2)
+"""Requests that hold megabytes before they are answered; further ones wait with nothing."""
 
 
 def handlers(cache: Cache) -> dict[str, Handler]:
@@ -61,43 +63,75 @@ def attach(cache: Cache, args: types.Attach, caller: Caller) -> Attachment:
 
 
 def get(cache: Cache, args: types.CacheGet) -> Any:
-    payload = cache.get(key_bytes(args.key))
-    if payload is None:
-        return None
-    return payload if args.payload else _value(payload)
+    name = key_bytes(args.key)
+    payload = cache.peek(name)
+    if payload is not None and not args.payload and payload[0] != PLAIN:
+        if len(payload) >= THREAD_FROM:
+            return _one_decoded(cache, name)
+        value = msgspec.Raw(_plain(payload))
+        cache.count([payload])
+        return value
+    cache.count([payload])
+    if payload is None or args.payload:
+        return payload
+    return msgspec.Raw(memoryview(payload)[1:])
 
 
 def get_many(cache: Cache, args: types.CacheGetMany) -> Any:
     """The values in the order of the keys, nil for each that is missing."""
-    found: list[Any] = []
-    size = 0
-    for key in args.keys:
-        payload = cache.get(key_bytes(key))
-        if payload is not None:
-            size += len(payload)
-            if size > MAX_ANSWER:
-                raise WireError(
-                    TOO_LARGE,
-                    f"the values have more than {MAX_ANSWER} bytes together",
-                    field="keys",
-                    hint="ask for fewer keys at once",
-                )
-        found.append(payload)
+    names = [key_bytes(key) for key in args.keys]
+    found = _gather(cache, names)
+    if not args.payload and any(each is not None and each[0] != PLAIN for each in found):
+        return _decoded(cache, names)
+    cache.count(found)
     if args.payload:
         return found
-    if any(payload is not None and payload[0] != PLAIN for payload in found):
-        return _in_thread(
-            lambda: [None if each is None else msgspec.Raw(_plain(each)) for each in found]
-        )
-    return [None if each is None else msgspec.Raw(each[1:]) for each in found]
+    return [None if each is None else msgspec.Raw(memoryview(each)[1:]) for each in found]
 
 
-def _value(payload: bytes) -> Any:
-    if payload[0] == PLAIN:
-        return msgspec.Raw(payload[1:])
-    if len(payload) >= THREAD_FROM:
-        return _in_thread(lambda: msgspec.Raw(_plain(payload)))
-    return msgspec.Raw(_plain(payload))
+def _gather(cache: Cache, names: list[bytes]) -> list[bytes | None]:
+    found: list[bytes | None] = []
+    size = 0
+    for name in names:
+        payload = cache.peek(name)
+        size += 0 if payload is None else len(payload)
+        if size > MAX_ANSWER:
+            raise _too_much()
+        found.append(payload)
+    return found
+
+
+def _too_much() -> WireError:
+    return WireError(
+        TOO_LARGE,
+        f"the values have more than {MAX_ANSWER} bytes together",
+        field="keys",
+        hint="ask for fewer keys at once",
+    )
+
+
+async def _one_decoded(cache: Cache, name: bytes) -> Any:
+    return (await _decoded(cache, [name]))[0]
+
+
+async def _decoded(cache: Cache, names: list[bytes]) -> list[msgspec.Raw | None]:
+    """The values of entries of which some have to be decompressed, in a thread."""
+
+    def decode(payloads: list[bytes | None]) -> list[msgspec.Raw | None]:
+        values: list[msgspec.Raw | None] = []
+        size = 0
+        for payload in payloads:
+            plain = None if payload is None else _plain(payload)
+            size += 0 if plain is None else len(plain)
+            if size > MAX_ANSWER:
+                raise _too_much()
+            values.append(None if plain is None else msgspec.Raw(plain))
+        return values
+
+    async with _gathering:
+        found = _gather(cache, names)
+        cache.count(found)
+        return await trio.to_thread.run_sync(decode, found, limiter=_threads)
 
 
 def _plain(payload: bytes) -> bytes:
@@ -113,10 +147,6 @@ def _plain(payload: bytes) -> bytes:
             hint="read it with a client of this project",
         )
     return plain
-
-
-async def _in_thread(work: Any) -> Any:
-    return await trio.to_thread.run_sync(work, limiter=_threads)
 
 
 def _payload(value: msgspec.Raw | msgspec.UnsetType, payload: bytes | msgspec.UnsetType) -> bytes:
@@ -234,7 +264,8 @@ def _at(at: int, error: WireError, done: str) -> WireError:
 
 
 async def keys(cache: Cache, args: types.CacheKeys) -> types.Keys:
-    found, more = await cache.keys(args.pattern, args.limit)
+    async with _gathering:
+        found, more = await cache.keys(args.pattern, args.limit)
     return types.Keys(keys=[_shown(key) for key in found], truncated=more)
 
 

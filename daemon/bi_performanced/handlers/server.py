@@ -70,6 +70,7 @@ class Facts:
                 "depth": limits.max_depth,
                 "in_flight": limits.max_in_flight,
                 "connections": limits.max_connections,
+                "buffered_bytes": limits.max_buffered_bytes,
             },
         )
 
