@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bi_performance.drivers import drive_async, let_others_run
 from bi_performance.link import Link
-from bi_performance.protocol import TimedOut, Unavailable, drive
+from bi_performance.protocol import MAX_REQUEST, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
 from bi_performance_wire.batch import pack
-from bi_performance_wire.errors import WireError
+from bi_performance_wire.errors import TOO_LARGE, WireError
+from bi_performance_wire.types import MAX_KEY_BYTES, MAX_KEYS, MAX_PATTERN_CHARS, MAX_TTL
 from bi_performance_wire.value import ValueFormatError, encode
 
 Key = str | bytes
 Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any] | Iterable[tuple[Key, Any]]
 """What `set_many` takes: a mapping (its key type is invariant, hence three) or pairs."""
 
-MAX_KEY_BYTES: Final = 8192
-MOST_KEYS: Final = 100_000
-"""Keys that one call lists."""
 TIMEOUT: Final = 1.0
 """Seconds for an ordinary request."""
 SWEEP_TIMEOUT: Final = 60.0
@@ -32,6 +31,8 @@ TURN_NS: Final = 1_000_000
 SEEN_PREFIX: Final = b"seen:"
 _BATCH_BYTES: Final = 8 << 20
 _BATCH_KEYS: Final = 1000
+_ENVELOPE: Final = 2 * MAX_KEY_BYTES
+"""Bytes of a request beside an entry, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,21 @@ class CacheEntry:
 def key_bytes(key: Key) -> bytes:
     """A key as bytes; raises TypeError or ValueError for what is none."""
     if isinstance(key, str):
-        key = key.encode()
+        try:
+            key = key.encode()
+        except UnicodeEncodeError as error:
+            raise _not_utf8(key) from error
     elif not isinstance(key, bytes):
         raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
     if not 0 < len(key) <= MAX_KEY_BYTES:
         raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, this one {len(key)}")
     return key
+
+
+def _not_utf8(key: Key) -> ValueError:
+    return ValueError(
+        f"a key is text that UTF-8 can say; this one has lone surrogates: {key!r:.80}"
+    )
 
 
 def check_ttl(ttl: float | None) -> float | None:
@@ -74,6 +84,8 @@ def check_ttl(ttl: float | None) -> float | None:
         seconds = math.inf
     if not (math.isfinite(seconds) and seconds > 0):
         raise ValueError(f"ttl must be more than 0 seconds and finite, not {ttl!r:.40}")
+    if seconds > MAX_TTL:
+        raise ValueError(f"ttl must be at most {MAX_TTL:.0f} seconds, not {ttl!r:.40}")
     return seconds
 
 
@@ -81,13 +93,40 @@ def _check_limit(limit: int) -> int:
     """How many keys are asked for; raises TypeError or ValueError for what is no such number."""
     if isinstance(limit, bool) or not isinstance(limit, int):
         raise TypeError(f"limit is a whole number, not {type(limit).__name__}")
-    if not 1 <= limit <= MOST_KEYS:
-        raise ValueError(f"limit must be 1 to {MOST_KEYS}")
+    if not 1 <= limit <= MAX_KEYS:
+        raise ValueError(f"limit must be 1 to {MAX_KEYS}")
     return limit
 
 
+def _pattern_args(pattern: str | None) -> dict[str, Any]:
+    """The argument for a pattern; raises TypeError or ValueError for what is none."""
+    if pattern is None:
+        return {}
+    if not isinstance(pattern, str):
+        raise TypeError(f"a pattern is str, not {type(pattern).__name__}")
+    if not 0 < len(pattern) <= MAX_PATTERN_CHARS:
+        size = len(pattern)
+        raise ValueError(f"a pattern has 1 to {MAX_PATTERN_CHARS} characters, this one {size}")
+    return {"pattern": pattern}
+
+
+def _check_keys(keys: Iterable[Key]) -> Iterable[Key]:
+    if isinstance(keys, str | bytes):
+        raise TypeError("keys is a list of keys, not one key")
+    return keys
+
+
 def _pairs(items: Items) -> Iterable[tuple[Key, Any]]:
-    return items.items() if isinstance(items, Mapping) else items
+    """Keys and values; raises TypeError naming the place of what is no such pair."""
+    if isinstance(items, Mapping):
+        yield from items.items()
+        return
+    for at, pair in enumerate(items):
+        try:
+            key, value = pair
+        except (TypeError, ValueError):
+            raise TypeError(f"items[{at}] is no pair of key and value: {pair!r:.80}") from None
+        yield key, value
 
 
 class _Common:
@@ -117,17 +156,31 @@ class _Common:
             return CacheEntry(False)
         return CacheEntry(True, found.value, found.age, False, "local", found.ttl)
 
-    def _set_args(self, key: Key, value: Any, ttl: float | None) -> dict[str, Any]:
+    def _set_args(self, key: Key, value: Any, ttl: float | None) -> dict[str, Any] | None:
+        """The arguments to store a value; None for one that is too large, which has been said."""
         args: dict[str, Any] = {
             "key": key_bytes(key),
             "payload": encode(value, compress=self._link.compression),
         }
         if (seconds := check_ttl(ttl)) is not None:
             args["ttl"] = seconds
-        return args
+        return args if self._fits(args["payload"]) else None
+
+    def _fits(self, payload: bytes) -> bool:
+        """Whether the daemon would take an entry; it need not be sent to be refused."""
+        link = self._link
+        limit = link.max_payload or MAX_REQUEST - _ENVELOPE
+        if len(payload) <= limit:
+            return True
+        text = f"the value has {len(payload)} bytes encoded; the limit is {limit}"
+        link.note(WireError(TOO_LARGE, text, field="value"))
+        return False
 
     def _batches(self, items: Items, ttl: float | None) -> list[dict[str, Any]]:
-        """The arguments of as many `cache.set_many` as the items need, all checked before."""
+        """The arguments of as many `cache.set_many` as the items need, all checked before.
+
+        Those that are too large are left out.
+        """
         extra: dict[str, Any] = {}
         if (seconds := check_ttl(ttl)) is not None:
             extra["ttl"] = seconds
@@ -136,12 +189,19 @@ class _Common:
         batch: list[tuple[bytes, bytes]] = []
         size = 0
         for key, value in _pairs(items):
-            payload = encode(value, compress=compress)
-            batch.append((key_bytes(key), payload))
-            size += len(payload)
-            if len(batch) == _BATCH_KEYS or size >= _BATCH_BYTES:
+            name = key_bytes(key)
+            try:
+                payload = encode(value, compress=compress)
+            except (TypeError, ValueError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"the value of {key!r:.100}: {error}") from error
+            if not self._fits(payload):
+                continue
+            if batch and (len(batch) == _BATCH_KEYS or size + len(payload) > _BATCH_BYTES):
                 batches.append({"payload": pack(batch), **extra})
                 batch, size = [], 0
+            batch.append((name, payload))
+            size += len(payload)
         if batch:
             batches.append({"payload": pack(batch), **extra})
         return batches
@@ -156,6 +216,14 @@ class _Common:
             "misses": page[L.P_MISSES],
             "would_have_hit": page[L.P_OBSERVED],
         }
+
+    def _stored(self, answer: Any) -> int:
+        """How many entries of a batch were stored, having said why the others were not."""
+        if not answer:
+            return 0
+        if reason := answer.get("refused"):
+            self._link.note(WireError(TOO_LARGE, str(reason), field="items"))
+        return int(answer["stored"])
 
     @property
     def unavailable(self) -> int:
@@ -176,9 +244,11 @@ class PerformanceCache(_Common):
     async def get(self, key: Key, default: Any = None) -> Any:
         """The value of a key, or `default`. Read in place: no message, about 2 microseconds."""
         reader = self._link.reader
-        name = key.encode() if key.__class__ is str else key_bytes(key)
         try:
+            name = key.encode() if key.__class__ is str else key_bytes(key)
             value = reader.read(name)
+        except UnicodeEncodeError as error:
+            raise _not_utf8(key) from error
         except ValueFormatError:
             # What a foreign client stored under another client's marker is no value.
             return default
@@ -205,7 +275,7 @@ class PerformanceCache(_Common):
         """The values of those keys that are there."""
         found = {}
         missing = object()
-        for key in keys:
+        for key in _check_keys(keys):
             value = await self.get(key, missing)
             if value is not missing:
                 found[key] = value
@@ -217,15 +287,14 @@ class PerformanceCache(_Common):
         True when every process of the host reads it from now on; False when the daemon is away
         or refused it (too large, say), which is logged at a limited rate.
         """
-        answer = await self._ask("cache.set", self._set_args(key, value, ttl))
-        return answer is not None
+        args = self._set_args(key, value, ttl)
+        return args is not None and await self._ask("cache.set", args) is not None
 
     async def set_many(self, items: Items, ttl: float | None = None) -> int:
         """Store several values in few messages; how many were stored."""
         stored = 0
         for args in self._batches(items, ttl):
-            answer = await self._ask("cache.set_many", args)
-            stored += answer["stored"] if answer else 0
+            stored += self._stored(await self._ask("cache.set_many", args))
         return stored
 
     async def delete(self, key: Key) -> bool:
@@ -234,13 +303,13 @@ class PerformanceCache(_Common):
 
     async def clear(self, pattern: str | None = None) -> int | None:
         """Remove every entry, or those that a pattern matches; how many, or None (daemon away)."""
-        args = {} if pattern is None else {"pattern": pattern}
+        args = _pattern_args(pattern)
         answer = await self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
         return answer["cleared"] if answer else None
 
     async def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
         """Keys that are there, or None when the daemon is away."""
-        args = {"limit": _check_limit(limit)} | ({} if pattern is None else {"pattern": pattern})
+        args = {"limit": _check_limit(limit)} | _pattern_args(pattern)
         answer = await self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return answer["keys"] if answer else None
 
@@ -259,7 +328,7 @@ class PerformanceCache(_Common):
         if await self.get(key) is not None:
             return True
         args = self._set_args(key, 1, ttl)
-        answer = await self._ask("cache.add", args, repeatable=False)
+        answer = None if args is None else await self._ask("cache.add", args, repeatable=False)
         return answer is not None and not answer["stored"]
 
     async def _ask(
@@ -271,16 +340,11 @@ class PerformanceCache(_Common):
         repeatable: bool = True,
     ) -> Any:
         link = self._link
+        began = time.monotonic()
         try:
             return await drive_async(link.request(method, args, repeatable=repeatable), seconds)
-        except TimedOut as error:
-            link.timed_out(str(error))
-        except Unavailable:
-            # The link has said so, and spaces its attempts to return.
-            pass
-        except WireError as error:
-            link.note(error)
-        link.unavailable += 1
+        except (Unavailable, WireError) as error:
+            link.excuse(error, began)
         # A daemon that is away answers at once: a caller that only writes must not hold the loop.
         await let_others_run()
         return None
@@ -291,11 +355,13 @@ class SyncCache(_Common):
 
     def get(self, key: Key, default: Any = None) -> Any:
         """The value of a key, or `default`."""
-        name = key.encode() if key.__class__ is str else key_bytes(key)
         try:
+            name = key.encode() if key.__class__ is str else key_bytes(key)
             value = self._link.reader.read(name)
             if value is DETACHED:
                 value = self._read_again(key_bytes(key))
+        except UnicodeEncodeError as error:
+            raise _not_utf8(key) from error
         except ValueFormatError:
             return default
         if value.__class__ is Outcome:
@@ -311,17 +377,18 @@ class SyncCache(_Common):
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The values of those keys that are there."""
         missing = object()
-        found = ((key, self.get(key, missing)) for key in keys)
+        found = ((key, self.get(key, missing)) for key in _check_keys(keys))
         return {key: value for key, value in found if value is not missing}
 
     def set(self, key: Key, value: Any, ttl: float | None = None) -> bool:
         """Store a value; True when every process of the host reads it from now on."""
-        return self._ask("cache.set", self._set_args(key, value, ttl)) is not None
+        args = self._set_args(key, value, ttl)
+        return args is not None and self._ask("cache.set", args) is not None
 
     def set_many(self, items: Items, ttl: float | None = None) -> int:
         """Store several values in few messages; how many were stored."""
-        answers = [self._ask("cache.set_many", args) for args in self._batches(items, ttl)]
-        return sum(answer["stored"] for answer in answers if answer)
+        batches = self._batches(items, ttl)
+        return sum(self._stored(self._ask("cache.set_many", args)) for args in batches)
 
     def delete(self, key: Key) -> bool:
         """Remove a key. True when no process reads it any more."""
@@ -329,13 +396,13 @@ class SyncCache(_Common):
 
     def clear(self, pattern: str | None = None) -> int | None:
         """Remove every entry, or those that a pattern matches; how many, or None (daemon away)."""
-        args = {} if pattern is None else {"pattern": pattern}
+        args = _pattern_args(pattern)
         answer = self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
         return answer["cleared"] if answer else None
 
     def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
         """Keys that are there, or None when the daemon is away."""
-        args = {"limit": _check_limit(limit)} | ({} if pattern is None else {"pattern": pattern})
+        args = {"limit": _check_limit(limit)} | _pattern_args(pattern)
         answer = self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return answer["keys"] if answer else None
 
@@ -349,7 +416,8 @@ class SyncCache(_Common):
         key = SEEN_PREFIX + key_bytes(fingerprint)
         if self.get(key) is not None:
             return True
-        answer = self._ask("cache.add", self._set_args(key, 1, ttl), repeatable=False)
+        args = self._set_args(key, 1, ttl)
+        answer = None if args is None else self._ask("cache.add", args, repeatable=False)
         return answer is not None and not answer["stored"]
 
     def _ask(
@@ -361,14 +429,9 @@ class SyncCache(_Common):
         repeatable: bool = True,
     ) -> Any:
         link = self._link
+        began = time.monotonic()
         try:
             return drive(link.request(method, args, repeatable=repeatable), seconds)
-        except TimedOut as error:
-            link.timed_out(str(error))
-        except Unavailable:
-            # The link has said so, and spaces its attempts to return.
-            pass
-        except WireError as error:
-            link.note(error)
-        link.unavailable += 1
-        return None
+        except (Unavailable, WireError) as error:
+            link.excuse(error, began)
+            return None

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any
 
-from bi_performance.protocol import Connection, Steps, Unavailable, drive
+from bi_performance.protocol import Connection, Steps, TimedOut, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
 from bi_performance_wire import layout as L
 from bi_performance_wire.address import candidates, paths
@@ -83,13 +83,17 @@ class Link:
         self.mode = given or "on"
         self.default_ttl: float | None = None
         self.compression = True
+        self.max_payload: int | None = None
+        """The largest encoded entry in bytes that the daemon takes, once attached."""
         self.unavailable = 0
         """Calls that were answered without the daemon."""
         self._start()
         os.register_at_fork(after_in_child=self._after_fork)
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        # Not a plain lock: a signal handler or a finalizer may read while its thread attaches.
+        self._lock = threading.RLock()
+        self._attaching = False
         self._idle: list[Connection] = []
         self._attached: Connection | None = None
         self._pending: tuple[Connection, int, list[int]] | None = None
@@ -97,10 +101,13 @@ class Link:
         self._not_before = 0.0
         self._look_at = 0.0
         self._left_sockets: list[tuple[int, int] | None] = []
+        self._left_at = float("-inf")
+        self._left_beat = 0
         self._pause = FIRST_PAUSE
         self._patient = True
         self._warned_at = float("-inf")
         self._unsaid = 0
+        self._reason = ""
         self._refused_at = float("-inf")
         self._refused = 0
 
@@ -127,19 +134,31 @@ class Link:
             self.unavailable += 1
             return False
         with self._lock:
-            reader = self.reader
-            if isinstance(reader, StoreReader) and reader.alive():
-                # Another thread was faster.
-                return True
-            try:
-                attached = self._try_attach()
-            except (OSError, WireError, Unavailable, ValueError) as error:
-                self._drop_pending()
-                self._leave(_reason(error))
-                attached = False
+            attached = self._attach_locked()
         if not attached:
             self.unavailable += 1
+            # Not under the lock: whoever handles the log may be waiting for it.
+            self._warn()
         return attached
+
+    def _attach_locked(self) -> bool:
+        reader = self.reader
+        if isinstance(reader, StoreReader) and reader.alive():
+            # Another thread was faster.
+            return True
+        if self._attaching:
+            # Called from within itself, by a signal handler: a miss, and no second attachment.
+            return False
+        self._attaching = True
+        began = time.monotonic()
+        try:
+            return self._try_attach()
+        except (OSError, WireError, Unavailable, ValueError) as error:
+            self._drop_pending()
+            self._leave(_reason(error), began)
+            return False
+        finally:
+            self._attaching = False
 
     def _try_attach(self) -> bool:
         """Begin or go on with an attachment; False while the daemon has not answered."""
@@ -170,7 +189,7 @@ class Link:
                     continue
                 self._patient = False
                 self._not_before = time.monotonic() + LOOK_AGAIN
-                self._warn("it does not answer")
+                self._reason = "it does not answer"
                 return False
             fds += received
             connection.take(data)
@@ -195,6 +214,7 @@ class Link:
         self._attached = connection
         self.default_ttl = float(reply["default_ttl"])
         self.compression = bool(reply["compression"])
+        self.max_payload = int(reply["max_payload"])
         self.reader = Absent() if self.mode == "off" else reader
         self._come_back()
 
@@ -218,17 +238,18 @@ class Link:
         """
         while True:
             connection, kept = self._checkout(look=not repeatable)
+            began = time.monotonic()
             try:
                 result = yield from connection.exchange(method, args)
             except WireError:
-                # An answer; after one that concerns the connection the daemon closes it.
                 self._checkin(connection)
                 raise
             except (OSError, Unavailable) as error:
                 connection.close()
                 if kept and repeatable:
                     continue
-                self._leave(_reason(error))
+                self._leave(_reason(error), began)
+                self._warn()
                 raise Unavailable(_reason(error)) from None
             except BaseException:
                 connection.close()
@@ -255,14 +276,16 @@ class Link:
         if not self._may_try():
             self._unsaid += 1
             raise Unavailable("it was away a moment ago")
+        began = time.monotonic()
         try:
             return Connection(self._find_socket()), False
         except OSError as error:
-            self._leave(_reason(error))
+            self._leave(_reason(error), began)
+            self._warn()
             raise Unavailable(_reason(error)) from None
 
     def _checkin(self, connection: Connection) -> None:
-        if len(self._idle) < IDLE_CONNECTIONS:
+        if connection.reusable and len(self._idle) < IDLE_CONNECTIONS:
             self._idle.append(connection)
         else:
             connection.close()
@@ -277,14 +300,27 @@ class Link:
 
     # ── away and back
 
-    def timed_out(self, reason: str) -> None:
-        """A request's driver gave up; the daemon counts as away for a while."""
-        self._leave(reason)
+    def excuse(self, error: Exception, began: float) -> None:
+        """Count and say why a request that began at `began` (monotonic) has no result.
+
+        Raises ValueError for what only the daemon can tell to be a mistake of the caller's.
+        """
+        if isinstance(error, WireError):
+            self.note(error)
+        elif isinstance(error, TimedOut):
+            # The others have been said where they were found.
+            self._leave(str(error), began)
+            self._warn()
+        self.unavailable += 1
 
     def _may_try(self) -> bool:
         """Whether the pause is over, or a new socket shows that a daemon was started meanwhile."""
         now = time.monotonic()
         if now >= self._not_before:
+            return True
+        if self._beat() > self._left_beat > 0:
+            # It runs, and was only slow or stopped: that is tried once, lest it is slow always.
+            self._left_beat = 0
             return True
         if now < self._look_at:
             return False
@@ -307,14 +343,28 @@ class Link:
                 found.append((there.st_ino, there.st_ctime_ns))
         return found
 
-    def _leave(self, reason: str) -> None:
+    def _beat(self) -> int:
+        """The attached daemon's deadline, which rises while it runs; 0 when none is attached."""
+        reader = self.reader
+        return reader.deadline if isinstance(reader, StoreReader) else 0
+
+    def _leave(self, reason: str, began: float) -> None:
+        """Begin a pause, unless what failed had begun before the last one: that is one outage."""
+        self._reason = reason
+        if began <= self._left_at:
+            return
+        self._left_at = time.monotonic()
         self._left_sockets = self._sockets()
+        if self._pause == FIRST_PAUSE:
+            self._left_beat = self._beat()
         pause = self._pause * random.uniform(0.5, 1.5)
         self._pause = min(self._pause * 2, LONGEST_PAUSE)
-        self._not_before = time.monotonic() + pause
-        self._warn(reason)
+        self._not_before = self._left_at + pause
 
-    def _warn(self, reason: str) -> None:
+    def _warn(self) -> None:
+        """Say, at a limited rate, that and why the daemon is away. Called without the lock."""
+        if not self._reason:
+            return
         now = time.monotonic()
         self._unsaid += 1
         if now - self._warned_at >= WARN_EVERY:
@@ -323,7 +373,7 @@ class Link:
             log.warning(
                 "the performance daemon is away (%s): reads are misses and writes are dropped"
                 " until it is back [%d times]",
-                reason,
+                self._reason,
                 count,
             )
 
@@ -331,6 +381,7 @@ class Link:
         self._pause = FIRST_PAUSE
         self._not_before = 0.0
         self._patient = True
+        self._reason = ""
 
     def note(self, error: WireError) -> None:
         """The daemon refused a request: said at a limited rate, never raised.

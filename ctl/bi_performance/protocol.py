@@ -57,6 +57,8 @@ class Connection:
             raise
         self._serial = 0
         self._framer = Framer(ANSWER_LIMITS)
+        self._whole = True
+        """Whether what was received are answers as they should be."""
 
     def request(self, method: str, args: dict[str, Any] | None) -> tuple[int, bytes]:
         """A new message id, and the message. Raises WireError (too_large)."""
@@ -92,12 +94,12 @@ class Connection:
                     # Not one whole message: its end is looked for like that of a large one.
                     self.take(data)
                 else:
-                    return _result(answer, serial)
+                    return self._result(answer, serial)
             else:
                 self.take(data)
-            frame = self._framer.next_frame()
+            frame = self._next_frame()
             if frame is not None:
-                return _result(_unpacked(frame), serial)
+                return self._result(_unpacked(frame), serial)
 
     def send(self, message: bytes) -> Steps[None]:
         left = memoryview(message)
@@ -117,15 +119,46 @@ class Connection:
 
     def answer(self, serial: int) -> Any:
         """The result that has arrived, or None when it is not whole; raises as `exchange`."""
-        frame = self._framer.next_frame()
-        return None if frame is None else _result(_unpacked(frame), serial)
+        frame = self._next_frame()
+        return None if frame is None else self._result(_unpacked(frame), serial)
+
+    def _next_frame(self) -> bytes | None:
+        try:
+            return self._framer.next_frame()
+        except WireError as error:
+            self._whole = False
+            if error.code != TOO_LARGE:
+                raise Unavailable(f"the peer's answer is not MessagePack-RPC: {error}") from None
+            text = error.message.replace("the message", "the daemon's answer")
+            raise WireError(TOO_LARGE, f"{text}, the client's limit", hint="ask for less") from None
+
+    def _result(self, answer: Any, serial: int) -> Any:
+        try:
+            kind, number, error, result = answer
+        except (TypeError, ValueError):
+            kind = None
+        if kind != 1:
+            raise Unavailable("the peer's answer is not MessagePack-RPC")
+        if number != serial:
+            self._whole = False
+            # An error that concerns the connection has no request's id.
+            if error is None:
+                raise Unavailable("the peer answered another request")
+        if error is not None:
+            raise WireError.from_map(error)
+        return result
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may be made: nothing odd or unasked has been received."""
+        return self._whole and not self._framer.pending
 
     def is_idle(self) -> bool:
         """Whether the daemon has neither closed the connection nor said anything unasked."""
         try:
             self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
-            return not self._framer.pending
+            return self.reusable
         except OSError:
             return False
         return False
@@ -140,23 +173,6 @@ def _unpacked(frame: bytes) -> Any:
     except Exception:
         # Whatever msgpack found wrong, these bytes are no answer.
         raise Unavailable("the peer's answer is not MessagePack-RPC") from None
-
-
-def _result(answer: Any, serial: int) -> Any:
-    try:
-        kind, number, error, result = answer
-    except (TypeError, ValueError):
-        raise Unavailable("the peer's answer is not MessagePack-RPC") from None
-    if kind != 1:
-        raise Unavailable("the peer's answer is not MessagePack-RPC")
-    if number != serial:
-        # An error that concerns the connection has no request's id.
-        if error is not None:
-            raise WireError.from_map(error)
-        raise Unavailable("the peer answered another request")
-    if error is not None:
-        raise WireError.from_map(error)
-    return result
 
 
 def drive(steps: Steps[T], seconds: float) -> T:

@@ -204,7 +204,12 @@ class StoreReader:
 
     def alive(self) -> bool:
         """Whether the daemon's deadline is in the future."""
-        return _clock(_BOOT_CLOCK) < self._control[self._alive]
+        return _clock(_BOOT_CLOCK) < self.deadline
+
+    @property
+    def deadline(self) -> int:
+        """The boot clock in ns until which the daemon vouches for its store."""
+        return self._control[self._alive]
 
     def close(self) -> None:
         """Unmap everything; no read may follow."""

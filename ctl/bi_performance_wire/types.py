@@ -13,13 +13,19 @@ import msgspec
 MAX_KEY_BYTES = 8192
 MAX_PATTERN_CHARS = 1024
 MAX_BATCH = 10_000
+MAX_KEYS = 100_000
+"""Keys that one request lists."""
+MAX_TTL = 315_360_000.0
+"""Seconds: ten years."""
 
 Key = Annotated[
     # Text or bytes; msgspec has no union of the two, so `key_bytes` of the handlers decides.
     Any,
     msgspec.Meta(description=f"text or bytes, 1 to {MAX_KEY_BYTES} bytes (text as UTF-8)"),
 ]
-Ttl = Annotated[float, msgspec.Meta(description="time to live in seconds, more than 0")]
+Ttl = Annotated[
+    float, msgspec.Meta(description="time to live in seconds, more than 0, at most ten years")
+]
 Pattern = Annotated[
     str,
     msgspec.Meta(
@@ -95,7 +101,7 @@ class CacheDelete(Args, frozen=True, kw_only=True):
 
 class CacheKeys(Args, frozen=True, kw_only=True):
     pattern: Pattern | None = None
-    limit: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1000
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_KEYS)] = 1000
 
 
 class CacheClear(Args, frozen=True, kw_only=True):
@@ -103,9 +109,11 @@ class CacheClear(Args, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class Stored(Result, frozen=True, kw_only=True):
+class Stored(Result, frozen=True, kw_only=True, omit_defaults=True):
     stored: int
     """How many entries were written; 0 when `cache.add` found the key present."""
+    refused: str | None = None
+    """Only of `cache.set_many` when some entries are too large: why they were not written."""
 
 
 class Deleted(Result, frozen=True, kw_only=True):

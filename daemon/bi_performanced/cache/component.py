@@ -19,7 +19,7 @@ from bi_performance_wire.errors import (
     UNAVAILABLE,
     WireError,
 )
-from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, CacheStats
+from bi_performance_wire.types import MAX_KEY_BYTES, MAX_TTL, Attached, CacheLevels, CacheStats
 from bi_performanced.cache.clients import Attachment, Clients, boot_clock
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import open_store
@@ -51,7 +51,6 @@ RELEASE_AFTER = 30.0
 RETRY_GROWTH = 60.0
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
-MAX_TTL = 10 * 365 * 86400.0
 
 
 class Growing(WireError):

@@ -214,20 +214,32 @@ async def _after_growth(cache: Cache, act: Callable[[], types.Stored]) -> types.
 
 
 def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
-    """Store all. A bad key or value stores none; an entry that does not fit, those before it."""
+    """Store all. A bad key or value stores none; an entry that is too large costs itself."""
     entries = _entries(args)
     cache.check_ttl(args.ttl)
-    stored = 0
+    at = 0
+    refused: list[WireError] = []
 
     def put_rest() -> types.Stored:
-        nonlocal stored
-        count, error = cache.set_some(entries, stored, args.ttl)
-        stored += count
-        if isinstance(error, Growing):
-            raise error
-        if error is not None:
-            raise _at(stored, error, f"{stored} of {len(entries)} were stored") from None
-        return types.Stored(stored=stored)
+        nonlocal at
+        while at < len(entries):
+            count, error = cache.set_some(entries, at, args.ttl)
+            at += count
+            if error is None:
+                break
+            stored = at - len(refused)
+            where = _at(at, error, f"{stored} of {len(entries)} were stored")
+            if isinstance(error, Growing):
+                raise Growing(error.code, where.message, field="items", hint=error.hint)
+            if error.code != TOO_LARGE:
+                raise where
+            refused.append(_at(at, error, "the others were stored"))
+            at += 1
+        reason = None
+        if refused:
+            more = f"; so were {len(refused) - 1} more" if len(refused) > 1 else ""
+            reason = refused[0].message + more
+        return types.Stored(stored=at - len(refused), refused=reason)
 
     return _when_grown(cache, put_rest)
 
