@@ -39,13 +39,19 @@ from bi_performanced.cache.patterns import matcher
         (".+*", b"abx", False),
         ("(", b"f(x)", True),
         ("é*", "été"[:1].encode() + b"x", True),
+        ("a*a", b"a", False),
+        ("ab*ba", b"aba", False),
+        ("a?*?a", b"a12a", True),
+        ("a?*?a", b"a1a", False),
+        ("*b?d*d", b"abxbcdd", True),
+        ("*b[cx]d*d", b"abxbcd", False),
     ],
 )
 def test_patterns_match_as_in_redis(pattern: str | None, key: bytes, expected: bool) -> None:
     assert matcher(pattern)(key) is expected
 
 
-@pytest.mark.parametrize("pattern", ["[a", "a[", "*" * 40])
+@pytest.mark.parametrize("pattern", ["[a", "a[", "*" * 40, "*" + "a?" * 40 + "*"])
 def test_a_pattern_that_cannot_be_read_is_named(pattern: str) -> None:
     with pytest.raises(WireError) as caught:
         matcher(pattern)
@@ -74,5 +80,30 @@ def test_any_text_is_a_pattern_or_an_error(pattern: str, key: bytes) -> None:
     assert matches(key) in (True, False)
 
 
-def test_a_pattern_made_to_backtrack_does_not() -> None:
-    assert not matcher("a*" * 20 + "b")(b"a" * 8000)
+def naive(pattern: str, key: str) -> bool:
+    """The glob by definition, one character at a time."""
+    if not pattern:
+        return not key
+    if pattern[0] == "*":
+        return any(naive(pattern[1:], key[at:]) for at in range(len(key) + 1))
+    if pattern[0] == "[":
+        members, rest = pattern[1:].split("]", 1)
+        inverted = members[0] == "^"
+        return bool(key) and (key[0] in members[inverted:]) != inverted and naive(rest, key[1:])
+    return bool(key) and pattern[0] in ("?", key[0]) and naive(pattern[1:], key[1:])
+
+
+PARTS = st.sampled_from(["a", "b", "ab", "*", "?", "[a]", "[^a]", "[bc]"])
+
+
+@given(st.lists(PARTS, min_size=1, max_size=8).map("".join), st.text("abc", max_size=10))
+def test_globs_match_as_defined(pattern: str, key: str) -> None:
+    if any(char in pattern for char in "*?["):
+        assert matcher(pattern)(key.encode()) == naive(pattern, key)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["a*" * 20 + "b", "*" + "a?" * 31 + "b*c", "?" * 1000 + "*b", "*" + "a" * 900 + "b*"]
+)
+def test_a_pattern_made_to_be_slow_is_not(pattern: str) -> None:
+    assert not matcher(pattern)(b"a" * 8000)

@@ -252,22 +252,25 @@ class Cache:
         at = size = 0
         deadline = trio.current_time() + SLICE
         while True:
-            entries, at = self._store.sweep(at, SWEEP_SLOTS)
+            store = self._store
+            entries, at = store.sweep(at, SWEEP_SLOTS)
             now = boot_clock()
             for entry in entries:
+                if trio.current_time() >= deadline:
+                    await trio.lowlevel.checkpoint()
+                    deadline = trio.current_time() + SLICE
+                    if store is not self._store:
+                        # The entries moved to a larger store, where the sweep begins again.
+                        at = 0
+                        break
                 if entry.expires > now and entry.key not in found and matches(entry.key):
                     size += len(entry.key)
                     if len(found) == limit or size > LISTING_BYTES:
                         return list(found), True
                     found[entry.key] = None
-            if not at:
-                return list(found), False
-            if trio.current_time() >= deadline:
-                store = self._store
-                await trio.lowlevel.checkpoint()
-                deadline = trio.current_time() + SLICE
-                if store is not self._store:
-                    at = 0
+            else:
+                if not at:
+                    return list(found), False
 
     async def clear(self, pattern: str | None, *, dry_run: bool) -> int:
         """Remove every entry that was there when this was called and matches; how many.
@@ -287,21 +290,23 @@ class Cache:
             entries, at = store.sweep(at, SWEEP_SLOTS)
             now = boot_clock()
             for entry in entries:
+                if trio.current_time() >= deadline:
+                    await trio.lowlevel.checkpoint()
+                    deadline = trio.current_time() + SLICE
+                    if store is not self._store:
+                        # As in `keys`; what was removed so far is gone there too.
+                        at = 0
+                        cleared = 0 if dry_run else cleared
+                        break
                 if entry.sequence <= newest and matches(entry.key):
                     readable = entry.expires > now
                     if dry_run or store.drop_found(entry):
                         cleared += readable
-            if not at:
-                if not dry_run:
-                    store.counters.deletes += cleared
-                return cleared
-            if trio.current_time() >= deadline:
-                await trio.lowlevel.checkpoint()
-                deadline = trio.current_time() + SLICE
-                if store is not self._store:
-                    # The entries moved to a larger store, where the sweep begins again; what it
-                    # removed so far is gone there too, and not counted twice.
-                    at = 0
+            else:
+                if not at:
+                    if not dry_run:
+                        store.counters.deletes += cleared
+                    return cleared
 
     # ── figures
 
