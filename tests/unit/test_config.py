@@ -143,6 +143,33 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(tmp_p
     assert found.origins["log.level"] == "flag --log-level"
 
 
+def test_yaml_s_own_truth_values_are_the_words_they_were_written_as(tmp_path: Path) -> None:
+    """`on` and `off` without quotes are booleans to YAML."""
+    for word in ("on", "off"):
+        write(tmp_path, f"performance: {{mode: {word}, http: {{listen: off}}}}")
+        found = loaded(tmp_path)
+        assert found.mode == word
+        assert found.http.listen == "off"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("2000000", 2_000_000),
+        ("64 MiB", 64 << 20),
+        ("64M", 64 << 20),
+        ("64m", 64 << 20),
+        ("5 GB", 5_000_000_000),
+        ("1500 kB", 1_500_000),
+        ("2048 KiB", 2 << 20),
+        ("2000000 B", 2_000_000),
+    ],
+)
+def test_sizes_have_the_units_of_iec_and_si(tmp_path: Path, text: str, count: int) -> None:
+    write(tmp_path, f"performance: {{cache: {{max_bytes: {text}}}}}")
+    assert loaded(tmp_path).cache.max_bytes == count
+
+
 def test_an_empty_variable_counts_as_absent(tmp_path: Path) -> None:
     found = loaded(tmp_path, PERFORMANCE_CACHE_TTL="", REDIS_URL="", REDIS_ENABLED="")
     assert found.cache.default_ttl == 3600 and found.cache.redis_url is None
@@ -206,6 +233,11 @@ def test_both_files_at_once_are_an_error_that_says_so(tmp_path: Path) -> None:
         ("performance: &a {cache: *a}", ["aliases"]),
         ("performance: !!python/object/apply:os.system ['true']", ["is not YAML"]),
         ("performance: {cache: {max_size: 5}", ["is not YAML"]),
+        ("performance: {http: {post: token}}", ["http.post", "http.token_file"]),
+        (
+            "performance: {socket: {max_buffered_bytes: 16 MiB}}",
+            ["socket.max_buffered_bytes", "socket.max_frame_bytes", "32 MiB"],
+        ),
     ],
 )
 def test_each_mistake_in_a_file_is_named_with_its_remedy(
@@ -227,6 +259,7 @@ def test_each_mistake_in_a_file_is_named_with_its_remedy(
         ("performance.yaml", b"performance: \xff\xfe", "UTF-8"),
         ("performance.yaml", b"#" * (300 << 10), "at most"),
         ("performance.yaml", b"[" * 5000, "is not YAML"),
+        ("performance.toml", b"a = " + b"[" * 5000, "is not TOML"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(

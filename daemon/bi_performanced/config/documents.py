@@ -185,7 +185,8 @@ A setting comes from the first of these that has it:
 `bi-performanced --check` prints every setting with its value and where it came from, and exits
 with 0, or with 2 and one sentence for each mistake. `bi-performance config` asks the running daemon
 for the same. `REDIS_ENABLED=true` without a URL means `redis://localhost:6379/0`; `false` switches
-Redis off whatever the URL says. Sizes may be written as `64 MiB`. Secrets and passwords in URLs are
+Redis off whatever the URL says. Sizes are bytes, or as `64 MiB` (also `64M`; `MB` and `GB` are
+decimal). Secrets and passwords in URLs are
 shown nowhere.
 
 ```yaml

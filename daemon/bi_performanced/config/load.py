@@ -119,7 +119,29 @@ def load(argv: Sequence[str], environ: Mapping[str, str], cwd: Path) -> Options:
     if problems:
         raise ConfigError(problems)
     _fill_defaults(values, origins, environ)
-    return Options(_build(values, origins, path), args.check)
+    settings = _build(values, origins, path)
+    if problems := _conflicts(settings):
+        raise ConfigError(problems)
+    return Options(settings, args.check)
+
+
+def _conflicts(settings: Settings) -> list[str]:
+    """What is wrong with settings that are right each by itself, with where they came from."""
+    found = []
+    origins = settings.origins
+    if settings.http.post == "token" and settings.http.token_file is None:
+        found.append(
+            f"{origins['http.post']}: http.post is token, which needs http.token_file, the path"
+            " of a file that holds the token"
+        )
+    buffered, frame = settings.socket.max_buffered_bytes, settings.socket.max_frame_bytes
+    if buffered <= frame:
+        key = "socket.max_buffered_bytes"
+        found.append(
+            f"{origins[key]}: {key} is {buffered} and must be more than socket.max_frame_bytes,"
+            f" {frame} ({frame / (1 << 20):.4g} MiB), or no such message could arrive"
+        )
+    return found
 
 
 def _redis_enabled(

@@ -12,7 +12,7 @@ from bi_performanced.config.settings import Declared
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _URL_SCHEMES = {
     "cache.redis_url": ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"),
     "database.url": ("postgresql", "postgres", "sqlite"),
@@ -36,6 +36,8 @@ def convert(row: Declared, value: Any, source: str) -> Any:
 def _typed(row: Declared, value: Any) -> Any:
     kind = row.type
     meta = row.meta
+    if isinstance(value, bool) and kind != "bool":
+        value = _word(row, value)
     if kind == "bool":
         return _boolean(value)
     if meta.kind == "size":
@@ -90,6 +92,12 @@ def _boolean(value: Any) -> bool:
     raise ValueError("true or false (also yes, no, on, off, 1, 0)")
 
 
+def _word(row: Declared, value: bool) -> Any:
+    """The word that YAML read as a truth value, where the setting has it."""
+    word = "on" if value else "off"
+    return word if word in row.meta.choices or (row.key, word) == ("http.listen", "off") else value
+
+
 def _integer(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -113,10 +121,14 @@ def _number(value: Any) -> float:
 def _size(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    match = re.fullmatch(r"\s*(\d{1,18})\s*([kmgt]?)i?b?\s*", str(value), re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18})\s*([kmgt]?)(i?)(b?)\s*", str(value), re.IGNORECASE)
     if match is None or isinstance(value, float):
         raise ValueError("bytes, or a size such as 64 MiB")
-    return int(match[1]) * _UNITS[match[2].lower()]
+    number, prefix, binary, byte = match.groups()
+    # kB, MB and GB are SI's; KiB, MiB, GiB, and the letters alone, are powers of 1024.
+    base = 1000 if byte and not binary else 1024
+    size: int = int(number) * base ** _POWERS[prefix.lower()]
+    return size
 
 
 def _bounded(row: Declared, value: float) -> float:

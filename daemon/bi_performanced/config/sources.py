@@ -71,7 +71,7 @@ def _toml(path: Path, text: str) -> Any:
 
     try:
         return tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
+    except (tomli.TOMLDecodeError, RecursionError) as error:
         raise Problem(f"{path}: is not TOML: {error}") from None
 
 
