@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from typing import Any, get_type_hints
 
 import msgspec
@@ -55,11 +57,43 @@ def collect(row: Command, parsed: argparse.Namespace) -> dict[str, Any]:
         for name in kind.__struct_fields__
         if (value := getattr(parsed, name, None)) not in (None, False)
     }
+    for name, value in given.items():
+        # What the shell gave that is no UTF-8 has come as text with lone surrogates.
+        if isinstance(value, str) and not value.isascii() and value != _clean(value):
+            if name != "key":
+                raise Exit(USAGE, f"{_option(row, name)} must be UTF-8 text")
+            given[name] = os.fsencode(value)
     try:
         checked = msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
         name = where.strip("`").removeprefix("$.")
-        option = name.upper() if name in row.positional else f"--{name.replace('_', '-')}"
-        raise Exit(USAGE, f"{option}: {what[:1].lower()}{what[1:].replace('`', '')}") from None
+        raise Exit(
+            USAGE, f"{_option(row, name)} must {_wanted(what)}, not {given[name]!r}"
+        ) from None
     return {name: getattr(checked, name) for name in given}
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+def _option(row: Command, name: str) -> str:
+    return name.upper() if name in row.positional else f"--{name.replace('_', '-')}"
+
+
+_KINDS = {"int": "be a whole number", "float": "be a number", "bool": "be true or false"}
+_BOUNDS = {">=": "be at least", "<=": "be at most", ">": "be more than", "<": "be less than"}
+
+
+def _wanted(what: str) -> str:
+    """msgspec's complaint in words: what the argument must be."""
+    length = re.search(r"of length (>=|<=) (\d+)", what)
+    if length:
+        most = "at most" if length[1] == "<=" else "at least"
+        return f"have {most} {length[2]} character{'' if length[2] == '1' else 's'}"
+    bound = re.search(r"`(?:int|float)` (>=|<=|>|<) ([\d.]+)", what)
+    if bound:
+        return f"{_BOUNDS[bound[1]]} {bound[2]}"
+    kind = re.search(r"Expected `(\w+)", what)
+    return _KINDS.get(kind[1], f"be {kind[1]}") if kind else f"be right ({what})"

@@ -11,6 +11,44 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_CONTROLS = {
+    code: _NAMED.get(chr(code), f"\\x{code:02x}") for code in (*range(0x20), *range(0x7F, 0xA0))
+}
+_CONTROLS_IN_LINES = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
+_CONTROLS_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
+_PLAIN_SIGNS = {"●": "*", "–": "-", "…": "...", "µ": "u"}
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """Text that commands no terminal: control characters as escapes, but in `lines` \\n and \\t."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text.translate(_CONTROLS_IN_LINES if lines else _CONTROLS)
+
+
+def open_streams() -> None:
+    """Make output possible whatever the streams are: closed, or without our signs."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (as Python's own)
+    if sys.stderr is None:
+        sys.stderr = sys.stdout
+    import codecs
+
+    codecs.register_error("signs", _plain_sign)
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="signs")
+
+
+def _plain_sign(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    found = (
+        _PLAIN_SIGNS.get(each, each.encode("ascii", "backslashreplace").decode()) for each in text
+    )
+    return "".join(found), error.end
+
 
 class Exit(Exception):
     """End the program with a status and, unless empty, a sentence on standard error."""
@@ -36,7 +74,8 @@ class Console(NamedTuple):
         """Print one JSON document, as --json-output promises."""
         import json
 
-        self.say(json.dumps(value, indent=2, ensure_ascii=False, default=_json_of))
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=_json_of)
+        self.say(text.translate(_CONTROLS_IN_JSON))
 
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.color else text

@@ -9,7 +9,7 @@ from typing import Any
 
 from bi_performance_ctl.arguments import add_fields, collect
 from bi_performance_ctl.catalog import parser_of
-from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit, visible
 from bi_performance_wire.commands import Command
 from bi_performance_wire.value import ValueFormatError, decode, encode
 
@@ -23,21 +23,33 @@ def get(row: Command, rest: list[str], console: Console) -> int:
     if payload is None:
         if console.json:
             console.document({"found": False, "value": None})
-        raise Exit(FAILED, "" if console.json else f"not_found: no entry has the key {args['key']}")
+        raise Exit(
+            FAILED, "" if console.json else f"not_found: no entry has the key {args['key']!r}"
+        )
     try:
         value = decode(payload)
     except ValueFormatError as error:
         raise Exit(FAILED, f"the entry cannot be read: {error}") from None
     if console.json:
         console.document({"found": True, "value": _plain(value)})
-    elif isinstance(value, bytes):
-        sys.stdout.flush()
-        os.write(sys.stdout.fileno(), value)
-    elif isinstance(value, str):
-        console.say(value.encode("utf-8", "backslashreplace").decode())
+    elif isinstance(value, str | bytes):
+        _write(value, console)
     else:
         console.document(_plain(value))
     return 0
+
+
+def _write(value: str | bytes, console: Console) -> None:
+    """To a terminal visibly; to anything else byte for byte, text with a newline at its end."""
+    if sys.stdout.isatty():
+        text = value if isinstance(value, str) else value.decode("utf-8", "backslashreplace")
+        console.say(visible(text, lines=True))
+        return
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    if isinstance(value, str) and not value.endswith("\n"):
+        data += b"\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
 
 
 def _plain(value: Any) -> Any:
@@ -54,25 +66,40 @@ def _plain(value: Any) -> Any:
 
 
 def put(row: Command, rest: list[str], console: Console) -> int:
-    """Store text, a JSON value, or what standard input holds."""
+    """Store text, a JSON value, or what standard input holds: bytes, when that is no UTF-8."""
     parser = parser_of(
         row.cli or "",
-        row.summary + " The value is text; - reads it from standard input.",
+        row.summary + " The value is text; - reads it from standard input, where what is not"
+        " UTF-8 is stored as bytes.",
         row.example,
     )
     add_fields(parser, row)
     parser.add_argument("--json", action="store_true", help="the value is JSON, not text")
     parsed = parser.parse_args(rest)
-    text = sys.stdin.read() if parsed.value == "-" else parsed.value
-    value: Any = text
+    data = _standard_input() if parsed.value == "-" else os.fsencode(parsed.value)
+    value: Any
+    try:
+        value = data.decode()
+    except UnicodeDecodeError:
+        value = data
     if parsed.json:
         try:
-            value = json.loads(text)
+            value = json.loads(data)
         except ValueError as error:
             raise Exit(USAGE, f"the value is not JSON: {error}") from None
     parsed.value = None
     args = collect(row, parsed)
-    result = console.ask(row.name, {**args, "payload": encode(value)})
+    try:
+        payload = encode(value)
+    except ValueError as error:
+        raise Exit(USAGE, f"the value cannot be stored: {error}") from None
+    result = console.ask(row.name, {**args, "payload": payload})
     if console.json:
         console.document(result)
     return 0
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise Exit(USAGE, "standard input is closed: there is no value to read from it")
+    return sys.stdin.buffer.read()

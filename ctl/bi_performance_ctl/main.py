@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bi_performance_ctl.catalog import Local, find_command, parser_of
-from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit, open_streams
 from bi_performance_wire import __version__
 from bi_performance_wire.commands import Command
 
@@ -52,18 +52,26 @@ def take_options(argv: Sequence[str]) -> tuple[Options, list[str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 error, 2 usage, 3 not reachable)."""
+    open_streams()
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        try:
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
     except Exit as done:
         if done.message:
             sys.stderr.write(f"bi-performance: {done.message}\n")
         return done.status
-    except BrokenPipeError:
-        # Whoever read the output has enough; the interpreter must not complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        # Not even what is left in the buffer can be written, nor shall the interpreter try.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"bi-performance: the output cannot be written: {error.strerror}\n")
+        return FAILED
 
 
 def _run(argv: list[str]) -> int:

@@ -77,7 +77,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "cache.get",
-        "Read one value; nil when it is missing.",
+        "Read one value.",
         args="CacheGet",
         cli="cache get",
         positional=("key",),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -19,6 +18,7 @@ import pytest
 from bi_performance_wire.commands import COMMANDS
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
+from support.terminal import on_a_terminal
 
 PROGRAM = [sys.executable, "-m", "bi_performance_ctl.main"]
 
@@ -246,32 +246,13 @@ def test_logs_are_shown_and_followed_over_rotation(tmp_path: Path) -> None:
 
 
 def test_colors_and_bars_are_for_terminals_only(daemon: DaemonProcess, say: Seen) -> None:
-    def on_a_terminal(*words: str, **env: str) -> str:
-        ours, theirs = pty.openpty()
-        process = subprocess.Popen(
-            [*PROGRAM, "--socket", str(daemon.socket), *words],
-            env={**os.environ, "TERM": "xterm-256color", **env},
-            stdout=theirs,
-            stderr=theirs,
-        )
-        os.close(theirs)
-        data = b""
-        while True:
-            try:
-                piece = os.read(ours, 4096)
-            except OSError:
-                break
-            if not piece:
-                break
-            data += piece
-        os.close(ours)
-        assert process.wait(30) == 0
-        return data.decode()
+    def seen(*words: str, **env: str) -> str:
+        return on_a_terminal([*PROGRAM, "--socket", str(daemon.socket), *words], env=env)
 
-    assert "\x1b[" in on_a_terminal("status")
-    assert "\x1b[3" not in on_a_terminal("status", NO_COLOR="1")
-    assert "\x1b[3" not in on_a_terminal("status", "--no-color")
-    assert "measuring" in on_a_terminal("benchmark", "--iterations", "20000")
+    assert "\x1b[" in seen("status")
+    assert "\x1b[3" not in seen("status", NO_COLOR="1")
+    assert "\x1b[3" not in seen("status", "--no-color")
+    assert "measuring" in seen("benchmark", "--iterations", "20000")
     assert "\x1b[" not in say("status") and "\x1b[" not in say("benchmark", "--iterations", "10")
 
 

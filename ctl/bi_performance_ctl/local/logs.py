@@ -9,14 +9,17 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit, visible
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _COLORS = {"warning": "33", "error": "31", "critical": "31;1", "debug": "2"}
 LOOK_EVERY = 0.2
+MAX_LINE = 1 << 20
+"""Bytes; what is longer is shown in parts."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         raise Exit(FAILED, f"{path} cannot be read: {error.strerror}") from None
     with file:
-        for line in deque(file, maxlen=int(args.lines)) if int(args.lines) else ():
+        lines = iter(partial(file.readline, MAX_LINE), b"")
+        for line in deque(lines, maxlen=int(args.lines)) if int(args.lines) else ():
             _print(line, least, console)
         at = file.seek(0, os.SEEK_END)
     if args.follow:
@@ -117,24 +121,25 @@ def _print(line: bytes, least: int, console: Console) -> None:
         level = str(event["level"])
         if level in LEVELS and LEVELS.index(level) < least:
             return
-        console.say(text if console.json else _person(event, console))
-    except (ValueError, KeyError, TypeError):
+        console.say(visible(text) if console.json else _person(event, console))
+    except (ValueError, KeyError, TypeError, RecursionError):
         # Not a line of ours: shown as it is rather than hidden.
-        console.say(text)
+        console.say(visible(text))
 
 
 def _person(event: dict[str, Any], console: Console) -> str:
     level = str(event.pop("level"))
-    when = str(event.pop("timestamp", ""))[:23].replace("T", " ")
-    name = str(event.pop("event", ""))
+    when = visible(str(event.pop("timestamp", ""))[:23].replace("T", " "))
+    name = visible(str(event.pop("event", "")))
     event.pop("logger", None)
     error = event.pop("exception", None)
     fields = " ".join(
         f"{key}={value if isinstance(value, str) and ' ' not in value else json.dumps(value)}"
         for key, value in event.items()
     )
-    line = f"{console.paint(when, '2')} {console.paint(f'{level:8}', _COLORS.get(level, '0'))}"
-    line += f" {console.paint(name, '1')} {fields}".rstrip()
+    color = _COLORS.get(level, "0")
+    line = f"{console.paint(when, '2')} {console.paint(f'{visible(level):8}', color)}"
+    line += f" {console.paint(name, '1')} {visible(fields)}".rstrip()
     if isinstance(error, dict):
-        line += "\n" + str(error.get("traceback", "")).rstrip()
+        line += "\n" + visible(str(error.get("traceback", "")).rstrip(), lines=True)
     return line

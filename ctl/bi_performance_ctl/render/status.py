@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bi_performance_ctl.console import Console
+from bi_performance_ctl.console import Console, visible
 from bi_performance_ctl.render.units import duration, size
 
 
@@ -20,7 +20,7 @@ def status(result: dict[str, Any], console: Console) -> str:
         padding = " " * (9 - len(state))
         lines.append(f"  {name:9}{console.mark(state)}{padding}{_figures(name, part)}".rstrip())
         if part.get("reason"):
-            lines.append(f"  {'':20}{console.paint(part['reason'], '33')}")
+            lines.append(f"  {'':20}{console.paint(visible(part['reason']), '33')}")
     return "\n".join(lines)
 
 

@@ -8,8 +8,11 @@ from rich.console import Console as Terminal
 from rich.table import Table
 from rich.text import Text
 
-from bi_performance_ctl.console import Console
+from bi_performance_ctl.console import Console, visible
 from bi_performance_ctl.render.units import size
+
+NARROW = 100
+"""Columns below which a table of four is harder to read than lines."""
 
 
 def terminal(console: Console) -> Terminal:
@@ -32,11 +35,14 @@ def show(name: str, result: Any, console: Console) -> None:
     if name == "cache.stats":
         out.print(_stats(result))
     elif name == "server.config":
-        out.print(_config(result))
+        if out.width < NARROW:
+            _config_lines(result, console)
+        else:
+            out.print(_config(result))
     elif name == "cache.keys":
         for key in result["keys"]:
             text = key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
-            console.say(text)
+            console.say(visible(text))
         if result["truncated"]:
             raise_note(out, f"… more than these {len(result['keys'])}; --limit N shows more")
     elif name == "cache.clear":
@@ -72,6 +78,13 @@ def _stats(result: dict[str, Any]) -> Table:
     ):
         table.add_row(label, value)
     return table
+
+
+def _config_lines(result: dict[str, Any], console: Console) -> None:
+    for row in result["settings"]:
+        value = "–" if row["value"] is None else f"{row['value']} {row['unit'] or ''}".rstrip()
+        console.say(f"{row['key']} = {visible(value)}")
+        console.say(f"  {console.paint(visible(row['origin']), '2')}")
 
 
 def _config(result: dict[str, Any]) -> Table:
