@@ -168,10 +168,28 @@ def _argument_error(bound: Bound, text: str) -> WireError:
     place = re.search(r" - at `\$(?:\[0\])?\.?([A-Za-z_]\w*)?", text)
     field = missing[1] if missing else place[1] if place else None
     message = re.sub(r" - at `.*`$", "", text)
+    message = re.sub(r"`([\w |]+)`", lambda found: _in_words(found[1]), message)
     message = message.replace("Object ", "the arguments are ", 1).replace("`", "")
     if message.startswith("Expected "):
         message = f"{field or 'params'}: " + message[0].lower() + message[1:]
     return WireError(INVALID_ARGUMENT, message, field=field or "params")
+
+
+_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bytes": "bytes",
+    "array": "a list",
+    "object": "a map",
+    "null": "null",
+}
+
+
+def _in_words(types: str) -> str:
+    """msgspec's names of types, as `float | null`, in words."""
+    return " or ".join(_WORDS.get(name, name) for name in types.split(" | "))
 
 
 def _unknown_argument(bound: Bound, name: str) -> WireError:

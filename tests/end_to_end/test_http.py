@@ -141,7 +141,11 @@ def test_head_is_get_without_a_body(http: httpx.Client) -> None:
         ("POST", "/performance/cache/clear?pattern=", 400, "pattern"),
         ("POST", "/performance/cache/clear?pattern=a&pattern=b", 400, "twice"),
         ("POST", "/performance/cache/clear?pattern=%5Ba", 400, "pattern"),
-        ("POST", "/performance/cache/clear?dry_run=maybe", 400, "dry_run"),
+        ("POST", "/performance/cache/clear?dry_run=maybe", 400, "dry_run: expected true or false"),
+        ("POST", "/performance/cache/clear?pattern=%ff", 400, "pattern is not UTF-8"),
+        ("POST", "/performance/cache/clear?%ff=a", 400, "UTF-8"),
+        ("POST", "/performance/cache/clear?" + "a=1&" * 200, 400, "parameters"),
+        ("GET", "/performance/status/", 404, "/performance/status"),
         ("POST", "/performance/cache/clear?pattern=" + "p" * 2000, 400, "pattern"),
     ],
 )
@@ -379,19 +383,49 @@ def test_connections_are_limited(tmp_path: Path) -> None:
         for each in held:
             each.sendall(request_of(daemon))
             assert each.recv(100).startswith(b"HTTP/1.1 200")
-        with connect(daemon) as further:
-            assert read_all(further) == b""
+        for asked in (b"", request_of(daemon)):
+            with connect(daemon) as further:
+                further.sendall(asked)
+                answer = read_all(further)
+                assert answer.startswith(b"HTTP/1.1 503 ")
+                assert b"connection: close" in answer.lower()
+                assert json.loads(answer.split(b"\r\n\r\n")[1])["field"] == "http.max_connections"
         held.pop().close()
 
         def is_served() -> bool:
-            with connect(daemon) as again, contextlib.suppress(ConnectionResetError):
+            with connect(daemon) as again:
                 again.sendall(request_of(daemon))
                 return again.recv(100).startswith(b"HTTP/1.1 200")
-            return False
 
         wait_until(is_served, what="a free place")
         for each in held:
             each.close()
+
+
+def test_those_turned_away_are_many_and_leave_nothing(tmp_path: Path) -> None:
+    """Neither reading the answer nor closing: what a flood of them would do."""
+    with with_settings(tmp_path, "max_connections = 1") as daemon, connect(daemon) as held:
+        held.sendall(request_of(daemon))
+        assert held.recv(100).startswith(b"HTTP/1.1 200")
+        files = f"/proc/{daemon.pid}/fd"
+        before = len(os.listdir(files))  # noqa: PTH208 (a count)
+        flood = [connect(daemon) for _ in range(200)]
+        wait_until(lambda: len(os.listdir(files)) <= before, what="the end of them")  # noqa: PTH208 (a count)
+        for each in flood:
+            each.close()
+
+
+def test_an_error_s_detail_is_written_for_people(daemon: DaemonProcess) -> None:
+    for junk in (
+        b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+    ):
+        with connect(daemon) as connection:
+            connection.sendall(junk)
+            answer = read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"bytearray" not in answer and b"b'" not in answer
 
 
 def test_pipelined_requests_are_answered_in_order(daemon: DaemonProcess) -> None:

@@ -20,11 +20,13 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from starlette.types import ASGIApp
 
+from bi_performance_wire.errors import BUSY
 from bi_performanced.config import HttpSettings
 from bi_performanced.config.parse import listen
 from bi_performanced.dispatch import Dispatcher
 from bi_performanced.fronts.accept import next_peer
 from bi_performanced.fronts.ports import port_holder
+from bi_performanced.fronts.problem import raw_response
 from bi_performanced.fronts.routes import make_app
 from bi_performanced.fronts.stream import GuardedStream
 from bi_performanced.telemetry.logs import Limited
@@ -33,6 +35,10 @@ log = structlog.get_logger("performance")
 
 RETRY_PORT = 5.0
 BACKLOG = 128
+LINGER = 1.0
+"""Seconds for a client that is turned away to read why."""
+MOST_TURNED_AWAY = 64
+"""Connections that are told so at once; further ones are closed without a word."""
 
 
 class HttpFront:
@@ -48,6 +54,7 @@ class HttpFront:
         """`status` (ok, degraded, off), the URL, and the reason when degraded."""
         self.url: str | None = None
         self._streams: set[GuardedStream] = set()
+        self._turned_away = 0
         self._limited = Limited(10.0)
         self._accepting = trio.CancelScope()
         self._context = WorkerContext(None)
@@ -119,7 +126,10 @@ class HttpFront:
                 self._limited.warning(
                     "http.connection_refused", limit=self._settings.max_connections
                 )
-                peer.close()
+                if self._turned_away < MOST_TURNED_AWAY:
+                    nursery.start_soon(self._turn_away, peer)
+                else:
+                    peer.close()
                 continue
             try:
                 stream = GuardedStream(trio.SocketStream(peer), self._settings)
@@ -129,6 +139,30 @@ class HttpFront:
                 continue
             self._streams.add(stream)
             nursery.start_soon(self._serve, stream)
+
+    async def _turn_away(self, peer: trio.socket.SocketType) -> None:
+        """Say that there are too many connections, and wait for a moment that it is heard."""
+        self._turned_away += 1
+        try:
+            with peer, trio.move_on_after(LINGER):
+                limit = self._settings.max_connections
+                answer = raw_response(
+                    503,
+                    f"{limit} connections are open, the limit",
+                    code=BUSY,
+                    field="http.max_connections",
+                    hint="close some, or raise http.max_connections",
+                )
+                await peer.send(answer)
+                peer.shutdown(socket.SHUT_WR)
+                # Closed with its request unread, the connection would be reset with the answer.
+                while await peer.recv(4096):
+                    pass
+        except OSError:
+            # The peer has gone.
+            return
+        finally:
+            self._turned_away -= 1
 
     async def _serve(self, stream: GuardedStream) -> None:
         async def app(scope: Any, receive: Any, send: Any) -> None:

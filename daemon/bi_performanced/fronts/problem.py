@@ -45,9 +45,9 @@ def problem_of(error: WireError) -> tuple[int, bytes]:
     )
 
 
-def raw_response(status: int, detail: str) -> bytes:
+def raw_response(status: int, detail: str, **members: str | None) -> bytes:
     """A whole HTTP/1.1 response that ends its connection, for what never reaches the routes."""
-    body = problem(status, detail)
+    body = problem(status, detail, **members)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         f"Content-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import msgspec
 import trio
@@ -21,6 +23,9 @@ from bi_performanced.fronts.openapi import document
 from bi_performanced.fronts.problem import MEDIA_TYPE, problem, problem_of
 
 Endpoint = Callable[[Request], Awaitable[Response]]
+MAX_PARAMETERS: Final = 32
+_ESCAPED: Final = re.compile("[\udc80-\udcff]")
+"""What `surrogateescape` made of bytes that are no UTF-8."""
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -76,10 +81,13 @@ def make_app(
         route("/performance/readyz", "GET", readyz),
         route("/performance/openapi.json", "GET", openapi),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={HTTPException: _http_exception, Exception: _fault},
     )
+    # A path with a slash behind it is another path, and not one to be sent elsewhere from.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _check(guard: Guard, request: Request, *, changes: bool) -> None:
@@ -95,11 +103,7 @@ def _check(guard: Guard, request: Request, *, changes: bool) -> None:
 
 def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
     async def endpoint(request: Request) -> Response:
-        query: dict[str, str] = {}
-        for name, value in request.query_params.multi_items():
-            if name in query:
-                raise WireError(INVALID_ARGUMENT, f"{name} is given twice", field=name)
-            query[name] = value
+        query = _query(request.scope["query_string"])
         if await request.body():
             raise WireError(
                 INVALID_ARGUMENT,
@@ -113,6 +117,30 @@ def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
         return _json(msgspec.json.encode(result) + b"\n")
 
     return endpoint
+
+
+def _query(text: bytes) -> dict[str, str]:
+    """A URL's parameters by name. Raises WireError for what is none, or given twice."""
+    try:
+        pairs = parse_qsl(
+            text.decode("latin-1"),
+            keep_blank_values=True,
+            errors="surrogateescape",
+            max_num_fields=MAX_PARAMETERS,
+        )
+    except ValueError:
+        raise WireError(
+            INVALID_ARGUMENT, f"there are more than {MAX_PARAMETERS} parameters", field="query"
+        ) from None
+    query: dict[str, str] = {}
+    for name, value in pairs:
+        shown = name[:100].encode("utf-8", "replace").decode()
+        if _ESCAPED.search(name) or _ESCAPED.search(value):
+            raise WireError(INVALID_ARGUMENT, f"{shown} is not UTF-8 text", field=shown)
+        if name in query:
+            raise WireError(INVALID_ARGUMENT, f"{shown} is given twice", field=shown)
+        query[name] = value
+    return query
 
 
 def _json(body: bytes) -> Response:

@@ -125,7 +125,9 @@ class GuardedStream:
             parser.receive_data(head)
             request = parser.next_event()
         except h11.RemoteProtocolError as error:
-            raise Refused(400, f"not an HTTP/1.1 request: {error}") from None
+            # What was sent, as Python shows it, is no help to its sender.
+            what = re.sub(r":? bytearray\(.*", "", str(error), flags=re.DOTALL)
+            raise Refused(400, f"not an HTTP/1.1 request: {what}") from None
         if not isinstance(request, h11.Request):
             raise Refused(400, "not an HTTP/1.1 request")
         headers = [(bytes(name), bytes(value)) for name, value in request.headers]
