@@ -261,6 +261,12 @@ def test_a_full_file_system_is_a_clear_error_and_kills_nobody(open_folder: Path)
                     return found
 
                 said = wait_until(reason, what="the reason")
+                for _ in range(2):
+                    error = client.error(
+                        "cache.set", key="large", payload=b"\0" + b"\xa1" * (5 << 20)
+                    )
+                    assert error["code"] == "too_large", "not: try again"
+                    assert "No space left" in error["message"]
             assert "No space left" in said and str(small) in said
             optimizer.close()
             daemon.kill9()

@@ -220,6 +220,13 @@ class Cache:
 
     def _refuse_large(self, key: bytes, payload: bytes, error: TooLarge) -> NoReturn:
         size = L.RECORD_OVERHEAD + len(key) + len(payload)
+        if size <= self._largest_record() and trio.current_time() < self._growth_retry:
+            raise WireError(
+                TOO_LARGE,
+                f"the entry has {len(payload)} bytes encoded; {self._growth_failed}",
+                field="value",
+                hint="make room there, or name another cache.store_dir",
+            ) from error
         if size <= self._largest_record():
             self._wanted_record = max(self._wanted_record, size)
             self._wake.set()
@@ -449,7 +456,7 @@ class Cache:
     async def _try_to_grow(self, max_entries: int, max_bytes: int) -> None:
         try:
             await self.resize(max_entries, max_bytes)
-            self._growth_failed = None
+            self._growth_failed, self._growth_retry = None, 0.0
         except OSError as error:
             self._growth_failed = (
                 f"the store stays at {self._store.max_bytes} bytes: "
