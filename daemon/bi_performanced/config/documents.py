@@ -187,7 +187,8 @@ with 0, or with 2 and one sentence for each mistake. `bi-performance config` ask
 for the same. `REDIS_ENABLED=true` without a URL means `redis://localhost:6379/0`; `false` switches
 Redis off whatever the URL says. Sizes are bytes, or as `64 MiB` (also `64M`; `MB` and `GB` are
 decimal). Secrets and passwords in URLs are
-shown nowhere.
+shown nowhere. A second daemon of the same user needs a `socket.path`, a `cache.store_dir`, a
+`state_dir` and an `http.listen` of its own.
 
 ```yaml
 performance:
