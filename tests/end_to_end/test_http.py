@@ -330,7 +330,7 @@ def test_an_attack_is_answered_with_an_error_and_nobody_else_notices(
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
         answer = read_all(connection)
-        assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer[:200]
+        assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5")), answer[:200]
 
 
 def test_a_client_that_never_reads_is_cut_and_the_stop_is_in_time(tmp_path: Path) -> None:

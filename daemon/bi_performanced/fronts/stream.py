@@ -18,6 +18,8 @@ from bi_performanced.fronts.problem import raw_response
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _RECEIVE = 1 << 16
+LINGER = 1.0
+"""Seconds for a client that is refused to stop sending and read why."""
 
 
 class Refused(Exception):
@@ -154,6 +156,11 @@ class GuardedStream:
         self._ended = True
         try:
             await self.send_all(raw_response(refused.status, refused.detail))
+            await self._stream.send_eof()
+            # Closed with input unread, the connection would be reset, and the answer with it.
+            with trio.move_on_after(LINGER):
+                while await self._stream.receive_some(_RECEIVE):
+                    pass
         except trio.BrokenResourceError:
             # Who was refused has gone without waiting to hear why.
             return
