@@ -29,7 +29,9 @@ from bi_performanced.dispatch import Dispatcher
 from bi_performanced.fronts.http import HttpFront
 from bi_performanced.fronts.socket import SocketFront
 from bi_performanced.handlers import cache as cache_handlers
+from bi_performanced.handlers import monitor as monitor_handlers
 from bi_performanced.handlers import server as server_handlers
+from bi_performanced.monitor.component import Monitor
 from bi_performanced.systemd import Notifier, inherited_sockets, watchdog_interval
 from bi_performanced.telemetry.logs import LogSink, configure
 
@@ -182,11 +184,22 @@ class App:
             self._control.close()
             raise
         # The fronts answer for a table whose handlers tell of the fronts.
-        handlers = cache_handlers.handlers(self._cache)
+        self._monitor = Monitor(settings.monitoring, self._cache, places.state)
         self._facts = server_handlers.Facts(
-            settings, self._cache, self._control.path, places.state, places.log_file
+            settings,
+            self._cache,
+            self._control.path,
+            places.state,
+            places.log_file,
+            self._monitor,
         )
-        dispatcher = Dispatcher({**handlers, **server_handlers.handlers(self._facts)})
+        dispatcher = Dispatcher(
+            {
+                **cache_handlers.handlers(self._cache),
+                **monitor_handlers.handlers(self._monitor, self._cache, self._facts),
+                **server_handlers.handlers(self._facts),
+            }
+        )
         self._sockets = SocketFront(settings.socket, dispatcher)
         self._http = self._facts.http = HttpFront(settings.http, dispatcher, self._unready)
         self._stopping = trio.Event()
@@ -201,6 +214,7 @@ class App:
         try:
             async with trio.open_nursery() as base:
                 await base.start(self._cache.run)
+                await base.start(self._monitor.run)
                 await base.start(self._listen_to_signals)
                 if self._watchdog is not None:
                     base.start_soon(self._be_alive, self._watchdog)
@@ -220,7 +234,6 @@ class App:
                 listener = trio.socket.from_stdlib_socket(self._control.socket)
                 await fronts.start(self._sockets.run, listener)
                 await fronts.start(self._http.run, self._inherited_http)
-                self._notifier.ready(f"serving on {self._control.path}")
                 log.info(
                     "daemon.ready",
                     version=__version__,
@@ -229,6 +242,7 @@ class App:
                     http=self._http.url,
                     entries=self._cache.recovered,
                 )
+                self._notifier.ready(f"serving on {self._control.path}")
                 await self._stopping.wait()
                 self._notifier.stopping()
                 log.info("daemon.stopping", timeout_seconds=seconds)
@@ -298,7 +312,7 @@ def _say_what_waits(settings: Settings, places: Places) -> None:
     """Log once what is configured for parts that this version does not have."""
     if places.log_moved:
         log.warning("log.moved", reason=places.log_moved, file=str(places.log_file))
-    parts = ("cache.redis_url", "database.", "monitoring.", "tasks.", "spool.", "memory.")
+    parts = ("cache.redis_url", "database.", "tasks.", "spool.", "memory.")
     waiting = [
         key
         for key, origin in settings.origins.items()
