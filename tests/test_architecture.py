@@ -27,11 +27,14 @@ MAY_IMPORT = {
 }
 LAYERS = {
     # Within the daemon: a part may import those that stand before it.
+    "host": set(),
     "telemetry": set(),
-    "config": set(),
+    "config": {"host"},
     "cache": {"config", "telemetry"},
-    "handlers": {"cache", "config", "dispatch"},
-    "fronts": {"cache", "config", "dispatch", "telemetry"},
+    "monitor": {"cache", "config", "host", "telemetry"},
+    "advice": {"cache", "config", "events", "monitor", "telemetry"},
+    "handlers": {"advice", "cache", "config", "dispatch", "events", "monitor"},
+    "fronts": {"cache", "config", "dispatch", "events", "telemetry"},
 }
 
 

@@ -16,10 +16,11 @@ class Command(NamedTuple):
     """One operation.
 
     `args` and `result` name structs in `bi_performance_wire.types` (None: no arguments, or a
-    result of any form). `http` is (verb, path). `cli` is the command's words as a person types
-    them. `positional` are the arguments that the CLI takes without a flag. `changes` marks what
-    alters state: only such a command is a POST, and `http.post` guards it. `large` marks an answer
-    that can have megabytes: a connection is given one such at a time.
+    result of any form). `http` is (verb, path); `{name}` in the path is an argument. `cli` is the
+    command's words as a person types them. `positional` are the arguments that the CLI takes
+    without a flag. `changes` marks what alters state: only such a command is a POST, and
+    `http.post` guards it. `large` marks an answer that can have megabytes: a connection is given
+    one such at a time.
     """
 
     name: str
@@ -74,6 +75,64 @@ COMMANDS: Final[tuple[Command, ...]] = (
         http=("GET", "/performance/status"),
         cli="status",
         example="bi-performance status",
+    ),
+    Command(
+        "metrics",
+        "Every figure of cache, host, daemon and attached processes.",
+        args="MetricsArgs",
+        result="Metrics",
+        http=("GET", "/performance/metrics"),
+        cli="metrics",
+        example="bi-performance metrics --json-output",
+        large=True,
+    ),
+    Command(
+        "analysis",
+        "What the measured figures of the cache and the host come to, with recommendations.",
+        result="Analysis",
+    ),
+    Command(
+        "recommendations",
+        "What would make it faster or smaller, on measured evidence, each with its command.",
+        result="Recommendations",
+        http=("GET", "/performance/recommendations"),
+        cli="recommendations",
+        example="bi-performance recommendations",
+    ),
+    Command(
+        "profiles",
+        "The optimization profiles, and what each of them sets.",
+        result="Profiles",
+        http=("GET", "/performance/profiles"),
+        cli="profiles",
+        example="bi-performance profiles",
+    ),
+    Command(
+        "optimize",
+        "Apply an optimization profile, and keep it over restarts.",
+        args="Optimize",
+        result="Optimized",
+        http=("POST", "/performance/optimize/{profile}"),
+        cli="optimize",
+        positional=("profile",),
+        example="bi-performance optimize balanced",
+        changes=True,
+    ),
+    Command(
+        "server.adjust",
+        "Change one setting while running, and keep it until the next `optimize`.",
+        args="Adjust",
+        result="Optimized",
+        cli="config set",
+        positional=("setting", "value"),
+        example="bi-performance config set cache.default_ttl 7200",
+        changes=True,
+    ),
+    Command(
+        "subscribe",
+        "Be sent events as they happen, as notifications `event`; no topics ends it.",
+        args="Subscribe",
+        result="Subscribed",
     ),
     Command(
         "cache.get",

@@ -6,7 +6,7 @@ document, and the coercion of text from HTTP queries and the command line.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -157,6 +157,150 @@ class CacheStats(Result, frozen=True, kw_only=True):
     levels: CacheLevels
 
 
+class MetricsArgs(Args, frozen=True, kw_only=True):
+    history: Annotated[
+        Literal["seconds", "minutes"] | None,
+        msgspec.Meta(description="also the past: ten minutes by seconds, or a day by minutes"),
+    ] = None
+    format: Annotated[
+        Literal["json", "prometheus", "openmetrics"],
+        msgspec.Meta(description="json, or the text that Prometheus or OpenMetrics reads"),
+    ] = "json"
+
+
+class Exposition(Result, frozen=True, kw_only=True):
+    """The result of `metrics` in another format than json; over HTTP, the body itself."""
+
+    media_type: str
+    text: str
+
+
+class PastFigures(Result, frozen=True, kw_only=True):
+    interval_seconds: float
+    timestamps: list[float]
+    """Unix time of each point, oldest first."""
+    series: dict[str, list[float | None]]
+    """For each figure a value at each point, null where it was unknown."""
+
+
+class Metrics(Result, frozen=True, kw_only=True):
+    timestamp: float
+    """Unix time."""
+    version: str
+    uptime_seconds: float
+    profile: str
+    cache: CacheStats
+    system: dict[str, Any]
+    """The host's figures; `unknown` says of each that is null why."""
+    daemon: dict[str, Any]
+    """The daemon's own process, likewise."""
+    processes: list[dict[str, Any]]
+    """Every attached process, likewise, by `instance`."""
+    history: PastFigures | None = None
+
+
+Severity = Literal["info", "warning", "critical"]
+
+
+class Recommendation(Result, frozen=True, kw_only=True):
+    id: str
+    """Stable, dotted: what is told apart by."""
+    severity: Severity
+    title: str
+    evidence: dict[str, Any]
+    """The figures, with `window_seconds` and `sample`: over how long, and of how many."""
+    action: str
+    command: str
+    expected_effect: str
+    since: float
+    """Unix time at which it came up."""
+
+
+class Recommendations(Result, frozen=True, kw_only=True):
+    recommendations: list[Recommendation]
+    window_seconds: float
+    """How long figures have been gathered for these, since the last change of a setting."""
+
+
+class Analysis(Result, frozen=True, kw_only=True):
+    """A part that this version does not have is absent."""
+
+    timestamp: float
+    """Unix time."""
+    profile: str
+    cache_performance: dict[str, Any]
+    system_resources: dict[str, Any]
+    recommendations: list[Recommendation]
+
+
+class ProfileSetting(Result, frozen=True, kw_only=True):
+    setting: str
+    value: Any
+    """What it is, or would be, here."""
+    unit: str | None
+    reason: str
+
+
+class Profile(Result, frozen=True, kw_only=True):
+    name: str
+    summary: str
+    active: bool
+    settings: list[ProfileSetting]
+
+
+class Profiles(Result, frozen=True, kw_only=True):
+    profiles: list[Profile]
+
+
+class Optimize(Args, frozen=True, kw_only=True):
+    profile: Annotated[
+        str,
+        msgspec.Meta(
+            min_length=1,
+            max_length=100,
+            description="balanced, memory_focused, performance_focused, or one of your own",
+        ),
+    ]
+
+
+class Adjust(Args, frozen=True, kw_only=True):
+    setting: Annotated[
+        str,
+        msgspec.Meta(min_length=1, max_length=100, description="its key, as in the file"),
+    ]
+    value: Annotated[
+        Any, msgspec.Meta(description="as in the file; default takes back what was set so")
+    ]
+
+
+class Change(Result, frozen=True, kw_only=True):
+    setting: str
+    before: Any
+    after: Any
+    unit: str | None = None
+    reason: str | None = None
+
+
+class Optimized(Result, frozen=True, kw_only=True):
+    profile_applied: str
+    previous_profile: str
+    changes: list[Change]
+    """Read back from the parts that were changed."""
+    kept: dict[str, str]
+    """Settings that were left as they are, and why."""
+
+
+Topic = Literal["profile", "recommendation", "health"]
+
+
+class Subscribe(Args, frozen=True, kw_only=True):
+    topics: list[Topic]
+
+
+class Subscribed(Result, frozen=True, kw_only=True):
+    topics: list[Topic]
+
+
 class Component(Result, frozen=True, kw_only=True):
     status: str
     """`ok`, `degraded`, or `off`."""
@@ -191,6 +335,8 @@ class Setting(Result, frozen=True, kw_only=True):
     value: Any
     origin: str
     unit: str | None = None
+    beneath: list[Any] | None = None
+    """The value and origin that a profile or `config set` lies over."""
 
 
 class ConfigListing(Result, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 import trio
@@ -23,14 +23,21 @@ import trio
 from bi_performance_wire import __version__
 from bi_performance_wire.address import NAME, runtime_folder, too_long
 from bi_performance_wire.errors import WireError
+from bi_performanced.advice.choice import Kept
+from bi_performanced.advice.component import Advisor
+from bi_performanced.advice.tuner import Part, Planner, Tuner, restore
 from bi_performanced.cache.component import Cache
 from bi_performanced.config import Settings
+from bi_performanced.config.limits import room
 from bi_performanced.dispatch import Dispatcher
+from bi_performanced.events import Broker
 from bi_performanced.fronts.http import HttpFront
 from bi_performanced.fronts.socket import SocketFront
 from bi_performanced.handlers import cache as cache_handlers
 from bi_performanced.handlers import monitor as monitor_handlers
+from bi_performanced.handlers import optimizer as optimizer_handlers
 from bi_performanced.handlers import server as server_handlers
+from bi_performanced.health import watch_health
 from bi_performanced.monitor.component import Monitor
 from bi_performanced.systemd import Notifier, inherited_sockets, watchdog_interval
 from bi_performanced.telemetry.logs import LogSink, configure
@@ -175,33 +182,46 @@ class App:
         self._watchdog = watchdog_interval(environ, os.getpid())
         places = find_places(settings, environ, cwd)
         self._sink = _open_log(settings, places)
+        planner = Planner(settings, lambda: _room(settings, places))
+        kept = Kept(places.state)
+        plan, trouble = restore(planner, kept)
         inherited = inherited_sockets(environ, os.getpid())
         self._inherited_http = inherited.get("http")
         self._control = ControlSocket(places.socket_path, inherited.get("control"))
         try:
-            self._cache = Cache.open(settings.cache, runtime_dir=places.runtime, mode=settings.mode)
+            self._cache = Cache.open(
+                plan.settings.cache, runtime_dir=places.runtime, mode=settings.mode
+            )
         except WireError:
             self._control.close()
             raise
-        # The fronts answer for a table whose handlers tell of the fronts.
-        self._monitor = Monitor(settings.monitoring, self._cache, places.state)
+        self._broker = Broker()
+        self._monitor = Monitor(plan.settings.monitoring, self._cache, places.state)
+        parts: dict[str, Part] = {"cache": self._cache, "monitoring": self._monitor}
+        tuner = Tuner(planner, plan, kept, parts, self._broker, trouble=trouble)
+        self._advisor = Advisor(settings.advice, self._cache, self._monitor, tuner, self._broker)
         self._facts = server_handlers.Facts(
-            settings,
+            tuner,
             self._cache,
             self._control.path,
             places.state,
             places.log_file,
             self._monitor,
+            self._advisor,
         )
+        # The fronts answer for a table whose handlers tell of the fronts.
         dispatcher = Dispatcher(
             {
                 **cache_handlers.handlers(self._cache),
                 **monitor_handlers.handlers(self._monitor, self._cache, self._facts),
-                **server_handlers.handlers(self._facts),
+                **optimizer_handlers.handlers(tuner, self._advisor, self._monitor),
+                **server_handlers.handlers(self._facts, self._broker),
             }
         )
         self._sockets = SocketFront(settings.socket, dispatcher)
-        self._http = self._facts.http = HttpFront(settings.http, dispatcher, self._unready)
+        self._http = self._facts.http = HttpFront(
+            settings.http, dispatcher, self._unready, self._broker
+        )
         self._stopping = trio.Event()
         _say_what_waits(settings, places)
 
@@ -215,6 +235,8 @@ class App:
             async with trio.open_nursery() as base:
                 await base.start(self._cache.run)
                 await base.start(self._monitor.run)
+                await base.start(self._advisor.run)
+                await base.start(watch_health, self._components, self._broker)
                 await base.start(self._listen_to_signals)
                 if self._watchdog is not None:
                     base.start_soon(self._be_alive, self._watchdog)
@@ -247,6 +269,7 @@ class App:
                 self._notifier.stopping()
                 log.info("daemon.stopping", timeout_seconds=seconds)
                 _end_at_last(seconds + LAST_RESORT)
+                self._broker.stop()
                 self._sockets.stop()
                 self._http.stop()
                 fronts.cancel_scope.deadline = trio.current_time() + seconds
@@ -288,14 +311,27 @@ class App:
             self._notifier.alive()
             await trio.sleep(interval)
 
+    def _components(self) -> Mapping[str, Mapping[str, Any]]:
+        return self._facts.status().components
+
     def _unready(self) -> list[str]:
         if self._stopping.is_set():
             return ["the daemon is stopping"]
         return [
             f"{name}: {each.get('reason', each['status'])}"
-            for name, each in self._facts.status().components.items()
+            for name, each in self._components().items()
             if each["status"] == "degraded"
         ]
+
+
+def _room(settings: Settings, places: Places) -> int:
+    """Bytes that a profile may scale `cache.max_bytes` to."""
+    folder = settings.cache.store_dir or places.runtime
+    try:
+        already = (folder / "store").stat().st_size
+    except OSError:
+        already = 0
+    return room(folder, already=already)
 
 
 def _open_log(settings: Settings, places: Places) -> LogSink:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bi_performanced.config import ConfigError, Settings, load
 from bi_performanced.config.documents import DOCUMENTS
-from bi_performanced.config.limits import cgroup_limit, default_max_bytes
+from bi_performanced.config.limits import default_max_bytes
 from bi_performanced.config.load import listing
 from bi_performanced.config.parse import Problem, convert
 from bi_performanced.config.settings import declared
@@ -339,20 +339,17 @@ def test_any_value_is_taken_within_bounds_or_is_one_sentence(row: Any, value: ob
 
 
 def test_the_store_s_default_size_is_the_least_of_three(tmp_path: Path) -> None:
-    proc, cgroup = tmp_path / "proc", tmp_path / "cgroup"
-    (cgroup / "a" / "b").mkdir(parents=True)
-    proc.mkdir()
-    (proc / "cgroup").write_text("0::/a/b\n")
-    assert cgroup_limit(cgroup, proc) is None
-    (cgroup / "a" / "memory.max").write_text("268435456\n")
-    (cgroup / "a" / "b" / "memory.max").write_text("max\n")
-    assert cgroup_limit(cgroup, proc) == 256 << 20
-    size, reason = default_max_bytes(tmp_path / "not-there-yet", cgroup_root=cgroup, proc=proc)
+    group = tmp_path / "sys/fs/cgroup"
+    (group / "a" / "b").mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    (group / "cgroup.controllers").write_text("cpu memory\n")
+    folder = tmp_path / "not-there-yet"
+    assert "cgroup" not in default_max_bytes(folder, root=tmp_path)[1]
+    (group / "a" / "memory.max").write_text("268435456\n")
+    (group / "a" / "b" / "memory.max").write_text("max\n")
+    size, reason = default_max_bytes(folder, root=tmp_path)
     assert size == 64 << 20 and "cgroup" in reason
-    (proc / "cgroup").write_text("5:cpu:/x\n4:memory,hugetlb:/a\n")
-    (cgroup / "memory" / "a").mkdir(parents=True)
-    (cgroup / "memory" / "a" / "memory.limit_in_bytes").write_text("33554432")
-    assert cgroup_limit(cgroup, proc) == 32 << 20
 
 
 def test_the_generated_files_are_current_and_taken_as_they_are(tmp_path: Path) -> None:

@@ -87,6 +87,8 @@ class Attachment:
     uid: int
     pid: int
     """As the client sees itself; for people only."""
+    peer_pid: int
+    """As the kernel says; 0 for a process in a PID namespace that the daemon cannot see into."""
     name: str
     instance: bytes
     fds: list[int]
@@ -143,7 +145,15 @@ class Clients:
         self._serial = 0
 
     def attach(
-        self, reply: Attached, *, uid: int, pid: int, name: str, instance: bytes, now: int
+        self,
+        reply: Attached,
+        *,
+        uid: int,
+        pid: int,
+        peer_pid: int,
+        name: str,
+        instance: bytes,
+        now: int,
     ) -> Attachment:
         """Make a page and share the uid's touch map. Raises OSError when out of descriptors."""
         touches = self._touch_maps.get(uid)
@@ -170,6 +180,7 @@ class Clients:
             reply,
             uid,
             pid,
+            peer_pid,
             name[:100],
             instance,
             [os.dup(self._store_fd), page_fd, os.dup(touches.fd)],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,13 +22,16 @@ from bi_performance_wire.errors import (
     WireError,
 )
 from bi_performance_wire.types import MAX_KEY_BYTES, MAX_TTL, Attached, CacheLevels, CacheStats
+from bi_performance_wire.value import COMPRESS_FROM, PLAIN
 from bi_performanced.cache.clients import Attachment, Clients, boot_clock
+from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import open_store
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.config import CacheSettings
+from bi_performanced.config.limits import room
 
 log = structlog.get_logger("performance")
 
@@ -51,6 +56,26 @@ RELEASE_AFTER = 30.0
 RETRY_GROWTH = 60.0
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
+
+
+@dataclass
+class Compression:
+    """What came of the clients' attempts to compress the values of 4 KiB and more."""
+
+    tried: int = 0
+    kept: int = 0
+    """Those that took less room compressed, and are stored so."""
+    tried_bytes: int = 0
+    """Encoded bytes of those that were stored as they were: all that was compressed in vain."""
+
+    def note(self, payload: bytes) -> None:
+        """Count an encoded entry of a client of ours."""
+        if payload[0] != PLAIN:
+            self.tried += 1
+            self.kept += 1
+        elif len(payload) > COMPRESS_FROM:
+            self.tried += 1
+            self.tried_bytes += len(payload)
 
 
 class Growing(WireError):
@@ -84,13 +109,18 @@ class Cache:
         self._growth_retry = 0.0
         self._copying = False
         self._cleared_while_copying = False
+        self._resizing = trio.Lock()
+        self.compression = Compression()
+        self._default_ttl_sets = 0
+        self.on_clear: Callable[[], None] = lambda: None
+        """Called after a clear, with or without a pattern."""
         self._sweep_at = 0
         self._left: list[tuple[float, Store]] = []
         """Stores that were resized away, and when their memory is given back to the system."""
         self.store_path = store_path
         self.recovered = store.entries
         """Entries that were kept from an earlier daemon."""
-        if self._wanted_limits() is not None:
+        if self._wanted_limits(settings) is not None:
             self._wake.set()
 
     @classmethod
@@ -153,7 +183,9 @@ class Cache:
 
     def check_ttl(self, ttl: float | None) -> float:
         """The seconds that an entry with this ttl lives. Raises WireError."""
-        seconds = self._settings.default_ttl if ttl is None else ttl
+        if ttl is None:
+            return self._settings.default_ttl
+        seconds = ttl
         if not 0 < seconds <= MAX_TTL:
             raise WireError(
                 INVALID_ARGUMENT,
@@ -187,6 +219,8 @@ class Cache:
         except Damaged as error:
             self._rebuild(error)
             return at - start, WireError(INTERNAL, "the store was damaged and has been emptied")
+        if ttl is None:
+            self._default_ttl_sets += len(entries) - start
         self._grow_if_full()
         return len(entries) - start, None
 
@@ -211,6 +245,8 @@ class Cache:
         except Damaged as error:
             self._rebuild(error)
             raise WireError(INTERNAL, "the store was damaged and has been emptied") from error
+        if ttl is None:
+            self._default_ttl_sets += 1
         self._grow_if_full()
 
     def _grow_if_full(self) -> None:
@@ -288,7 +324,9 @@ class Cache:
         matches = matcher(pattern)
         if pattern is None and not dry_run:
             self._cleared_while_copying = self._copying
-            return self._store.clear()
+            cleared = self._store.clear()
+            self.on_clear()
+            return cleared
         newest = self._store.sequence
         cleared = at = 0
         deadline = trio.current_time() + SLICE
@@ -313,6 +351,7 @@ class Cache:
                 if not at:
                     if not dry_run:
                         store.counters.deletes += cleared
+                        self.on_clear()
                     return cleared
 
     # ── figures
@@ -320,7 +359,7 @@ class Cache:
     def stats(self) -> CacheStats:
         """The cache's figures since the daemon started, hits in place included."""
         store = self._store
-        counters = _sum(self._earlier, store.counters)
+        counters = self.counters
         seen = self._clients.figures(boot_clock())
         hits, misses = self._hits + seen.hits, self._misses + seen.misses
         ring_bytes = store.small.bytes + store.main.bytes
@@ -350,6 +389,12 @@ class Cache:
                     "misses_in_place": seen.misses,
                     "observed_hits": seen.observed,
                     "torn_reads": seen.torn,
+                    "expired_reads": seen.expired,
+                    "inserts": counters.inserts,
+                    "returns": counters.returns,
+                    "compression": dataclasses.asdict(self.compression),
+                    "default_ttl_sets": self._default_ttl_sets,
+                    "store_bytes": store.memory.size,
                     "entries": store.entries,
                     "size_bytes": store.live_bytes,
                 },
@@ -386,7 +431,13 @@ class Cache:
 
     # ── readers
 
-    def attach(self, *, uid: int, instance: bytes, pid: int, name: str) -> Attachment:
+    def attachments(self) -> Mapping[int, Attachment]:
+        """Every attached process by a number that is never given to another."""
+        return self._clients.attached
+
+    def attach(
+        self, *, uid: int, instance: bytes, pid: int, peer_pid: int, name: str
+    ) -> Attachment:
         """Hand the store to a process. The caller closes the attachment with its connection."""
         if len(instance) != 16:
             raise WireError(INVALID_ARGUMENT, "instance must have 16 bytes", field="instance")
@@ -399,7 +450,13 @@ class Cache:
         )
         try:
             return self._clients.attach(
-                reply, uid=uid, pid=pid, name=name, instance=instance, now=boot_clock()
+                reply,
+                uid=uid,
+                pid=pid,
+                peer_pid=peer_pid,
+                name=name,
+                instance=instance,
+                now=boot_clock(),
             )
         except OSError as error:
             raise WireError(
@@ -434,8 +491,8 @@ class Cache:
         now = boot_clock()
         entries, self._sweep_at = store.sweep(self._sweep_at, SWEEP_SLOTS)
         for entry in entries:
-            if entry.expires <= now and store.drop_found(entry):
-                store.counters.expirations += 1
+            if entry.expires <= now:
+                store.drop_expired(entry)
 
     @staticmethod
     def _release(store: Store) -> None:
@@ -447,9 +504,10 @@ class Cache:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            wanted = self._wanted_limits()
-            if wanted is not None and trio.current_time() >= self._growth_retry:
-                await self._try_to_grow(*wanted)
+            async with self._resizing:
+                wanted = self._wanted_limits(self._settings)
+                if wanted is not None and trio.current_time() >= self._growth_retry:
+                    await self._try_to_grow(*wanted)
             self._grown.set()
             self._grown = trio.Event()
 
@@ -465,9 +523,9 @@ class Cache:
             self._growth_retry = trio.current_time() + RETRY_GROWTH
             log.warning("cache.growth_failed", reason=self._growth_failed)
 
-    def _wanted_limits(self) -> tuple[int, int] | None:
+    def _wanted_limits(self, settings: CacheSettings) -> tuple[int, int] | None:
         """The limits (entries, bytes) that the store should have, when it has others."""
-        store, settings = self._store, self._settings
+        store = self._store
         size = store.max_bytes
         if store.live_bytes > GROW_AT * size:
             size *= 4 if boot_clock() - self._in_service_since < SOON * 1e9 else 2
@@ -475,6 +533,53 @@ class Cache:
             size *= 2
         wanted = settings.max_size, min(size, settings.max_bytes)
         return wanted if wanted != (store.max_entries, store.max_bytes) else None
+
+    async def reconfigure(self, settings: CacheSettings) -> None:
+        """Go by other settings, the store moved to its new limits when this returns.
+
+        Stored entries keep their time to live. Raises OSError when the store cannot be moved;
+        the settings are the old ones then.
+        """
+        async with self._resizing:
+            wanted = self._wanted_limits(settings)
+            if wanted is not None:
+                await self.resize(*wanted)
+            before, self._settings = self._settings, settings
+            self._growth_failed, self._growth_retry = None, 0.0
+            told = (before.default_ttl, before.compression, before.max_bytes)
+            if told != (settings.default_ttl, settings.compression, settings.max_bytes):
+                self._renew_epoch()
+
+    def _renew_epoch(self) -> None:
+        """Have every process attach again, so that it is told what it goes by."""
+        words, epoch = self._store.memory.words, self.epoch
+        words[L.W_EPOCH] = epoch + 1
+        self._beat()
+        words[_alive_word(epoch)] = 0
+
+    @property
+    def settings(self) -> CacheSettings:
+        """What the cache goes by, with the entry limit that its store really has."""
+        return dataclasses.replace(self._settings, max_size=self._store.max_entries)
+
+    @property
+    def departures(self) -> Departures:
+        """What is remembered of entries that left."""
+        return self._store.departures
+
+    @property
+    def counters(self) -> Counters:
+        """What happened to the stores since the daemon started."""
+        return _sum(self._earlier, self._store.counters)
+
+    @property
+    def allocated(self) -> tuple[int, int]:
+        """Bytes: the store in service can hold, and its file takes."""
+        return self._store.max_bytes, self._store.memory.size
+
+    def room(self) -> int:
+        """Bytes that `cache.max_bytes` can be raised to on this host."""
+        return room(self.store_path.parent, already=self._store.memory.size)
 
     async def resize(self, max_entries: int, max_bytes: int) -> None:
         """Move to a store of other limits, entries, order and remaining lifetimes kept.
@@ -487,7 +592,8 @@ class Cache:
 
         def create() -> Store:
             new_path.unlink(missing_ok=True)
-            return Store(Memory.create(new_path, max_entries, max_bytes, epoch=epoch))
+            memory = Memory.create(new_path, max_entries, max_bytes, epoch=epoch)
+            return Store(memory, self._store.departures)
 
         target = await trio.to_thread.run_sync(create, limiter=self._threads)
         old = self._store

@@ -79,6 +79,8 @@ class Memory:
         self.bytes = mapping
         self._view = memoryview(mapping)
         self.words: memoryview[int] = self._view[: len(mapping) // 8 * 8].cast("Q")
+        self.size = len(mapping)
+        """Bytes of the file, all of them allocated."""
 
     @classmethod
     def create(cls, path: Path | None, max_entries: int, max_bytes: int, *, epoch: int) -> Memory:

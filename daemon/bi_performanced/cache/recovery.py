@@ -46,7 +46,7 @@ def recover(store: Store, now: int) -> int:
                 ring.mark_dead(record.place)
                 continue
             _adopt(store, ring, record)
-    store.set_sequence(highest)
+    store.set_sequence(highest, uses_known_from=highest)
     return store.entries
 
 
@@ -109,7 +109,9 @@ def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> 
             target.restore(record, into, source.index.frequency(slot), now)
         if count % SLICE_RECORDS == 0:
             yield
-    target.set_sequence(max(source.sequence, target.sequence))
+    target.set_sequence(
+        max(source.sequence, target.sequence), uses_known_from=source.uses_known_from
+    )
 
 
 __all__ = ["Damaged", "copy_entries", "recover", "settle"]

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from bi_performance_wire import layout as L
+from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.ghost import Ghost
 from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.memory import Memory
@@ -52,6 +53,10 @@ class Counters:
     promotions: int = 0
     moves: int = 0
     """Live entries copied because their ring's bytes ran out."""
+    inserts: int = 0
+    """Sets of keys that had no readable entry."""
+    returns: int = 0
+    """Inserts of keys that were evicted lately: a larger store would have had them."""
     conflicts: int = 0
     """Entries that left because their neighbourhood of the index was full."""
     bytes_stored: int = 0
@@ -74,8 +79,9 @@ class Store:
     Neither is exceeded once a call has returned. Takes over the memory; `close` releases it.
     """
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, departures: Departures | None = None) -> None:
         self.memory = memory
+        self.departures = departures or Departures()
         words = memory.words
         self.max_entries = words[L.W_MAX_ENTRIES]
         self.max_bytes = words[L.W_MAX_BYTES]
@@ -93,7 +99,7 @@ class Store:
         self.small_entries = self.main_entries = 0
         self.small_bytes = self.main_bytes = 0
         self._full_once = False
-        self._sequence = words[L.W_CLEARED]
+        self._sequence = self.uses_known_from = words[L.W_CLEARED]
         self.journal: set[bytes] | None = None
         """Keys changed while the entries are being copied to another store."""
 
@@ -171,10 +177,18 @@ class Store:
                 self._evict(now)
                 slot = self.find(key, digest)
         cells = self.index.cells
+        counters = self.counters
         if slot == NONE:
+            counters.inserts += 1
+            self.departures.arrive(digest, now // L.CREATED_UNIT_NS)
             ring = self._ring_for_new(digest)
         else:
             ring = self.main if cells[slot] & L.MAIN_BIT else self.small
+            at = ring.address(cells[slot] & L.POSITION) + L.HEADER_BYTES
+            _, lapsed, created = L.BODY.unpack_from(self._data, at)
+            if lapsed <= now:
+                counters.inserts += 1
+                self.departures.refill(now // L.CREATED_UNIT_NS - created)
         if size > self.small.bytes >> 3:
             ring = self.main
         if not ring.fits(size + ring.reserve):
@@ -200,7 +214,6 @@ class Store:
         else:
             self.small_entries += 1
             self.small_bytes += size
-        counters = self.counters
         counters.sets += 1
         counters.bytes_stored += size
         counters.bytes_appended += size
@@ -283,6 +296,19 @@ class Store:
         self.remove(slot)
         return True
 
+    def drop_expired(self, found: Found) -> bool:
+        """Remove an entry that a sweep saw and whose time is over, if it is still that one."""
+        digest = self.digest(found.key)
+        slot = self.index.find_place(digest, found.place)
+        if slot == NONE:
+            return False
+        if self.journal is not None:
+            self.journal.add(found.key)
+        size = self._size(found.place)
+        self._leave(found.place, slot, found.key, digest, size, expired=True)
+        self.remove(slot)
+        return True
+
     def in_order(self, ring: Ring, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(position, size, state) of what lies between two positions of a ring."""
         position = max(start, ring.tail)
@@ -293,9 +319,11 @@ class Store:
 
     # ── for recovery and copies
 
-    def set_sequence(self, sequence: int) -> None:
-        """The next entry's sequence is the one after this."""
+    def set_sequence(self, sequence: int, *, uses_known_from: int) -> None:
+        """The next entry's sequence is the one after this; of those up to the other one it is
+        not known whether they were read."""
         self._sequence = sequence
+        self.uses_known_from = uses_known_from
 
     def sequence_at(self, slot: int) -> int:
         place = self.index.cells[slot]
@@ -353,6 +381,7 @@ class Store:
 
     def _ring_for_new(self, digest: int) -> Ring:
         if self.ghost.take(digest):
+            self.counters.returns += 1
             return self.main
         if not self._full_once and self._small_is_over():
             # Nothing has been evicted yet, so nothing is known of what is worth keeping.
@@ -401,19 +430,33 @@ class Store:
                 else:
                     index.set_frequency(slot, count - 1)
                 continue
+            self._leave(place, slot, key, digest, size, expired=expires <= now)
             self._account(place, size, -1)
             index.remove(slot)
             ring.advance(position + size)
-            if expires <= now:
-                self.counters.expirations += 1
-            else:
-                self.counters.evictions += 1
-                if ring is self.small:
-                    self.ghost.add(digest)
+            if expires > now and ring is self.small:
+                self.ghost.add(digest)
             return True
         return False
 
     # ── mechanics
+
+    def _leave(
+        self, place: int, slot: int, key: bytes, digest: int, size: int, *, expired: bool
+    ) -> None:
+        """Count an entry that leaves by itself, before its slot and record are given up."""
+        departures = self.departures
+        at = self.address(place) + L.HEADER_BYTES
+        word, _, created = L.BODY.unpack_from(self._data, at)
+        if expired:
+            self.counters.expirations += 1
+            departures.expire(digest, created)
+        else:
+            self.counters.evictions += 1
+        # In the main ring a count of 0 may be what is left of many uses, and of entries that an
+        # earlier daemon stored the uses are not known.
+        if word >> 16 > self.uses_known_from and (not place & L.MAIN_BIT or not self._full_once):
+            departures.leave(key, size, unread=self.index.frequency(slot) == 0)
 
     def _key(self, place: int) -> tuple[bytes, int]:
         at = self.address(place) + L.HEADER_BYTES
@@ -468,7 +511,7 @@ class Store:
                     self.counters.moves += 1
                     self._carry(ring, position, size, slot, digest, key, now)
                     return
-                self.counters.expirations += 1
+                self._leave(place, slot, key, digest, size, expired=True)
                 self._account(place, size, -1)
                 self.index.remove(slot)
         ring.advance(position + size)

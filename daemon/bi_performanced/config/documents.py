@@ -138,6 +138,7 @@ _EXAMPLES: Final = {
     "cache.max_bytes": "256 MiB",
     "cache.store_dir": Path("/run/bi-performance"),
     "cache.secret": "a long random text",
+    "advice.profiles_dir": Path("/etc/bi-performance/profiles"),
     "database.url": "postgresql://scraper@localhost/scraper",
     "http.token_file": Path("/etc/bi-performance/token"),
     "socket.path": Path("/run/bi-performance/control.sock"),
@@ -197,7 +198,7 @@ performance:
     max_size: 10000
 ```
 
-The settings of `database`, `monitoring`, `tasks`, `spool`, `memory`, and of Redis under `cache`,
+The settings of `database`, `tasks`, `spool`, `memory`, and of Redis under `cache`,
 are read and checked; the parts they steer are not in this version, and the daemon logs
 `config.without_effect` at its start when one of them is set.
 """

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from bi_performance_wire import __version__
 from bi_performance_wire.address import runtime_folder
 from bi_performanced.config.limits import default_max_bytes
+from bi_performanced.config.overlay import value_of
 from bi_performanced.config.parse import Problem, convert
 from bi_performanced.config.settings import Settings, declared
 from bi_performanced.config.sources import find_file, flatten, read_file
@@ -209,22 +210,22 @@ class Shown(NamedTuple):
     value: Any
     origin: str
     unit: str | None
+    beneath: list[Any] | None
 
 
 def listing(settings: Settings) -> list[Shown]:
     """Every setting with its value and where it came from."""
     found = []
     for row in declared():
-        value: Any = settings
-        for name in row.key.split("."):
-            value = getattr(value, name)
+        value = value_of(settings, row.key)
         if row.meta.secret and value is not None:
             value = _masked(value) if row.meta.kind == "url" else "********"
         elif isinstance(value, Path):
             value = str(value)
         elif isinstance(value, tuple):
             value = list(value)
-        found.append(Shown(row.key, value, settings.origins[row.key], row.meta.unit))
+        hidden = list(settings.beneath[row.key]) if row.key in settings.beneath else None
+        found.append(Shown(row.key, value, settings.origins[row.key], row.meta.unit, hidden))
     return found
 
 

@@ -145,6 +145,17 @@ class MemorySettings:
 
 
 @dataclass(frozen=True)
+class AdviceSettings:
+    profiles_dir: Path | None = setting(
+        None, "profiles of your own, NAME.toml each, beside those that are shipped"
+    )
+    interval: float = seconds(10.0, "between two looks at what could be recommended", low=0.1)
+    window: float = seconds(
+        600.0, "how far back the figures go that recommendations rest on", low=1.0
+    )
+
+
+@dataclass(frozen=True)
 class HttpSettings:
     listen: str = setting("127.0.0.1:8000", "host:port of the /performance routes, or off")
     post: str = setting(
@@ -164,6 +175,13 @@ class HttpSettings:
     )
     max_connections: int = setting(
         100, "open connections; further ones are closed", unit="connections", low=1, high=100_000
+    )
+    max_streams: int = setting(
+        32,
+        "open event streams among them; a further one is told busy",
+        unit="connections",
+        low=1,
+        high=100_000,
     )
     max_body: int = size(65536, "bytes of a request's body", low=0, high=1 << 26)
     max_header: int = size(16384, "bytes of a request's head", low=256, high=1 << 20)
@@ -239,6 +257,7 @@ class Settings:
     tasks: TasksSettings = TasksSettings()
     spool: SpoolSettings = SpoolSettings()
     memory: MemorySettings = MemorySettings()
+    advice: AdviceSettings = AdviceSettings()
     http: HttpSettings = HttpSettings()
     socket: SocketSettings = SocketSettings()
     log: LogSettings = LogSettings()
@@ -258,6 +277,8 @@ class Settings:
         8.0, "for requests in flight to end when the daemon is told to stop"
     )
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    beneath: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
+    """Of each key that an overlay has set: the value and origin that it hides."""
     file: Path | None = None
 
 

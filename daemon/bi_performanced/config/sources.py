@@ -34,8 +34,8 @@ def find_file(given: Path | None, folder: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The map under `performance` of a TOML or YAML file; raises Problem."""
+def read_text(path: Path) -> str:
+    """The text of a file that is no larger than a configuration is; raises Problem."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
@@ -44,10 +44,15 @@ def read_file(path: Path) -> dict[str, Any]:
     if len(data) > MAX_FILE_BYTES:
         raise Problem(f"{path}: a configuration file has at most {MAX_FILE_BYTES} bytes")
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Problem(f"{path}: is not UTF-8 text (byte {error.start})") from None
-    found = _toml(path, text) if path.suffix == ".toml" else _yaml(path, text)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The map under `performance` of a TOML or YAML file; raises Problem."""
+    text = read_text(path)
+    found = parse_toml(path, text) if path.suffix == ".toml" else _yaml(path, text)
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -66,7 +71,8 @@ def read_file(path: Path) -> dict[str, Any]:
     return inner
 
 
-def _toml(path: Path, text: str) -> Any:
+def parse_toml(path: Path, text: str) -> Any:
+    """What a TOML text says; raises Problem."""
     import tomli
 
     try:

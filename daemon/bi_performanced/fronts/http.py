@@ -24,6 +24,7 @@ from bi_performance_wire.errors import BUSY
 from bi_performanced.config import HttpSettings
 from bi_performanced.config.parse import listen
 from bi_performanced.dispatch import Dispatcher
+from bi_performanced.events import Broker
 from bi_performanced.fronts.accept import next_peer
 from bi_performanced.fronts.ports import port_holder
 from bi_performanced.fronts.problem import raw_response
@@ -45,11 +46,16 @@ class HttpFront:
     """Serves the routes on `http.listen`, or on a socket that was inherited."""
 
     def __init__(
-        self, settings: HttpSettings, dispatcher: Dispatcher, ready: Callable[[], list[str]]
+        self,
+        settings: HttpSettings,
+        dispatcher: Dispatcher,
+        ready: Callable[[], list[str]],
+        broker: Broker,
     ) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
         self._ready = ready
+        self._broker = broker
         self.state: dict[str, Any] = {"status": "off"}
         """`status` (ok, degraded, off), the URL, and the reason when degraded."""
         self.url: str | None = None
@@ -111,8 +117,9 @@ class HttpFront:
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{port}"
         self.state = {"status": "ok", "url": f"{self.url}/performance/status"}
-        app = make_app(self._settings, self._dispatcher, (host, port), self._ready)
-        self._app = app
+        self._app = make_app(
+            self._settings, self._dispatcher, (host, port), self._ready, self._broker
+        )
 
     def _degrade(self, reason: str) -> None:
         if self.state.get("reason") != reason:

@@ -86,6 +86,11 @@ def _parameters(row: Command, components: dict[str, Any]) -> list[dict[str, Any]
     schema = components[row.args]
     required = set(schema.get("required", ()))
     return [
-        {"name": name, "in": "query", "required": name in required, "schema": part}
+        {
+            "name": name,
+            "in": "path" if row.http and f"{{{name}}}" in row.http[1] else "query",
+            "required": name in required,
+            "schema": part,
+        }
         for name, part in schema["properties"].items()
     ]

@@ -16,8 +16,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bi_performance_wire.errors import INVALID_ARGUMENT, TIMEOUT, WireError
+from bi_performance_wire.types import Exposition
 from bi_performanced.config import HttpSettings
 from bi_performanced.dispatch import Bound, Caller, Dispatcher, Pending, internal
+from bi_performanced.events import Broker
+from bi_performanced.fronts.events import Streams
 from bi_performanced.fronts.guard import Guard, Misdirected
 from bi_performanced.fronts.openapi import document
 from bi_performanced.fronts.problem import MEDIA_TYPE, problem, problem_of
@@ -38,9 +41,11 @@ def make_app(
     dispatcher: Dispatcher,
     bound: tuple[str, int],
     ready: Callable[[], list[str]],
+    broker: Broker,
 ) -> Starlette:
     """The ASGI application of a listener; `ready` returns the reasons why it is not."""
     guard = Guard(settings, bound)
+    streams = Streams(broker, settings.max_streams)
 
     def route(path: str, verb: str, endpoint: Endpoint) -> Route:
         async def guarded(request: Request) -> Response:
@@ -66,6 +71,9 @@ def make_app(
             return _problem(503, problem(503, "; ".join(reasons)))
         return Response("ok\n", media_type="text/plain", headers=_HEADERS)
 
+    async def events(request: Request) -> Any:
+        return streams.open(_query(request.scope["query_string"]), request.headers)
+
     description = msgspec.json.encode(document(dispatcher.rows)) + b"\n"
 
     async def openapi(_: Request) -> Response:
@@ -77,6 +85,7 @@ def make_app(
         if row.http is not None
     ]
     routes += [
+        route("/performance/events", "GET", events),
         route("/performance/livez", "GET", livez),
         route("/performance/readyz", "GET", readyz),
         route("/performance/openapi.json", "GET", openapi),
@@ -104,6 +113,12 @@ def _check(guard: Guard, request: Request, *, changes: bool) -> None:
 def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         query = _query(request.scope["query_string"])
+        for name, value in request.path_params.items():
+            if name in query:
+                raise WireError(INVALID_ARGUMENT, f"{name} is in the path already", field=name)
+            query[name] = value
+        if "format" in bound.fields and "format" not in query:
+            query["format"] = _wanted_format(request.headers.get("accept", ""))
         if await request.body():
             raise WireError(
                 INVALID_ARGUMENT,
@@ -114,9 +129,22 @@ def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
         result = dispatcher.start_text(bound, query, Caller("http"))
         if isinstance(result, Pending):
             result = await result.run()
+        if isinstance(result, Exposition):
+            # With its own charset in the type, which a Response would add a second time.
+            headers = _HEADERS | {"Content-Type": result.media_type, "Vary": "Accept"}
+            return Response(result.text, headers=headers)
         return _json(msgspec.json.encode(result) + b"\n")
 
     return endpoint
+
+
+def _wanted_format(accept: str) -> str:
+    """The format of the metrics that an Accept header asks for."""
+    if "application/openmetrics-text" in accept:
+        return "openmetrics"
+    if "text/plain" in accept and "json" not in accept and "html" not in accept:
+        return "prometheus"
+    return "json"
 
 
 def _query(text: bytes) -> dict[str, str]:

@@ -13,9 +13,11 @@ import trio
 
 from bi_performance_wire.errors import BUSY, INVALID_REQUEST, WireError
 from bi_performance_wire.framing import Framer, Limits
+from bi_performance_wire.types import Subscribed
 from bi_performanced.cache.clients import Attachment
 from bi_performanced.config import SocketSettings
 from bi_performanced.dispatch import Caller, Dispatcher, Pending, internal
+from bi_performanced.events import TOPICS, Subscription
 from bi_performanced.fronts.accept import next_peer
 from bi_performanced.fronts.buffers import Buffers
 from bi_performanced.telemetry.logs import Limited
@@ -164,6 +166,7 @@ class Connection:
         """Held from the start of a request whose answer may be large until that has been sent."""
         self._in_flight = 0
         self._attachments: list[Attachment] = []
+        self._subscription: Subscription | None = None
         self._heard_at = trio.current_time()
         self._write_began: float | None = None
         self._answers: list[bytes] = []
@@ -199,7 +202,8 @@ class Connection:
                 return "write_timeout"
             return None
         quiet = now - self._heard_at > self._settings.idle_timeout
-        if quiet and not self._in_flight and not self._attachments:
+        needed = self._in_flight or self._attachments or self._subscription is not None
+        if quiet and not needed:
             return "idle_timeout"
         return None
 
@@ -216,12 +220,15 @@ class Connection:
                 async with trio.open_nursery() as nursery:
                     with self._receiving:
                         await self._receive(nursery)
+                    self._listen_to(None, nursery)
         except* OSError:
             # The peer is gone; what it asked for has nobody to go to.
             pass
         finally:
             for attachment in self._attachments:
                 attachment.close()
+            if self._subscription is not None:
+                self._subscription.close()
             self._peer.close()
             if not self.evicted:
                 self._buffers.update(self, 0, progress=True)
@@ -287,7 +294,29 @@ class Connection:
         if isinstance(result, Attachment):
             self._attachments.append(result)
             return number or 0, result
+        if isinstance(result, Subscription):
+            self._listen_to(result, nursery)
+            result = Subscribed(topics=[name for name in TOPICS if name in result.topics])
         return None if number is None else _encode((1, number, None, result))
+
+    def _listen_to(self, subscription: Subscription | None, nursery: trio.Nursery) -> None:
+        """Send the events of this subscription from now on, and no more of an earlier one."""
+        if self._subscription is not None:
+            self._subscription.close()
+            self._subscription = None
+        if subscription is not None and subscription.topics:
+            self._subscription = subscription
+            nursery.start_soon(self._push, subscription)
+        elif subscription is not None:
+            subscription.close()
+
+    async def _push(self, subscription: Subscription) -> None:
+        while (event := await subscription.next()) is not None:
+            data = _encode((2, "event", [event.body]))
+            self._answers.append(data)
+            self._unsent += len(data)
+            # One that does not read has its events wait in the subscription, which is bounded.
+            await self._flush()
 
     def _later(self, number: int | None, work: Pending, nursery: trio.Nursery) -> None:
         if self._in_flight >= self._settings.max_in_flight:

@@ -8,6 +8,7 @@ is handed on; a write has a deadline that the shield does not reach.
 
 from __future__ import annotations
 
+import math
 import re
 
 import h11
@@ -100,6 +101,9 @@ class GuardedStream:
         """Collect a request's head; its size, or 0 when the client is done. Raises Refused."""
         settings = self._settings
         timeout = settings.header_timeout if self._buffer else settings.idle_timeout
+        if self._unanswered > 0 and not self._buffer:
+            # The client waits for us, as one that listens to events does for hours.
+            timeout = math.inf
         deadline = trio.current_time() + timeout
         while not (end := _HEAD_END.search(self._buffer)):
             if len(self._buffer) > settings.max_header:

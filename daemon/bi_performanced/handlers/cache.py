@@ -12,7 +12,7 @@ from bi_performance_wire import types
 from bi_performance_wire.batch import unpack
 from bi_performance_wire.errors import INVALID_ARGUMENT, TOO_LARGE, WireError
 from bi_performance_wire.framing import Limits, count_objects
-from bi_performance_wire.value import PLAIN, ValueFormatError, decompress
+from bi_performance_wire.value import COMPRESS_FROM, PLAIN, ValueFormatError, decompress
 from bi_performanced.cache.clients import Attachment
 from bi_performanced.cache.component import Cache, Growing, check_key
 from bi_performanced.dispatch import Caller, Handler
@@ -59,7 +59,13 @@ def key_bytes(key: object) -> bytes:
 def attach(cache: Cache, args: types.Attach, caller: Caller) -> Attachment:
     if caller.uid is None:
         raise WireError(INVALID_ARGUMENT, "attach needs the control socket")
-    return cache.attach(uid=caller.uid, instance=args.instance, pid=args.pid, name=args.name)
+    return cache.attach(
+        uid=caller.uid,
+        instance=args.instance,
+        pid=args.pid,
+        peer_pid=caller.pid or 0,
+        name=args.name,
+    )
 
 
 def get(cache: Cache, args: types.CacheGet) -> Any:
@@ -185,8 +191,15 @@ def _foreign(value: msgspec.Raw) -> bytes:
     return b"\x00" + data
 
 
+def _entry(cache: Cache, args: types.CacheSet) -> bytes:
+    entry = _payload(args.value, args.payload)
+    if args.payload is not msgspec.UNSET:
+        cache.compression.note(entry)
+    return entry
+
+
 def put(cache: Cache, args: types.CacheSet) -> Any:
-    name, entry = key_bytes(args.key), _payload(args.value, args.payload)
+    name, entry = key_bytes(args.key), _entry(cache, args)
     return _when_grown(cache, lambda: _put(cache, name, entry, args.ttl))
 
 
@@ -196,7 +209,7 @@ def _put(cache: Cache, name: bytes, entry: bytes, ttl: float | None) -> types.St
 
 
 def add(cache: Cache, args: types.CacheSet) -> Any:
-    name, entry = key_bytes(args.key), _payload(args.value, args.payload)
+    name, entry = key_bytes(args.key), _entry(cache, args)
     return _when_grown(cache, lambda: types.Stored(stored=int(cache.add(name, entry, args.ttl))))
 
 
@@ -217,6 +230,11 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     """Store all. A bad key or value stores none; an entry that is too large costs itself."""
     entries = _entries(args)
     cache.check_ttl(args.ttl)
+    if args.payload is not msgspec.UNSET:
+        note = cache.compression.note
+        for _, entry in entries:
+            if len(entry) > COMPRESS_FROM or entry[0] != PLAIN:
+                note(entry)
     at = 0
     refused: list[WireError] = []
 

@@ -10,10 +10,14 @@ from typing import Any, Protocol
 import trio
 
 from bi_performance_wire import __version__, types
+from bi_performance_wire.errors import INVALID_ARGUMENT, WireError
+from bi_performanced.advice.component import Advisor
+from bi_performanced.advice.tuner import Tuner
 from bi_performanced.cache.component import Cache
-from bi_performanced.config import Settings
 from bi_performanced.config.load import listing
-from bi_performanced.dispatch import Handler
+from bi_performanced.dispatch import Caller, Handler
+from bi_performanced.events import Broker, Subscription
+from bi_performanced.monitor.component import Monitor
 
 
 class HttpState(Protocol):
@@ -27,31 +31,37 @@ class HttpState(Protocol):
 class Facts:
     """What the composition root knows of the running daemon."""
 
-    settings: Settings
+    tuner: Tuner
     cache: Cache
     socket_path: Path
     state_dir: Path
     log_file: Path | None
+    monitor: Monitor
+    advisor: Advisor
     started_at: float = 0.0
     """trio's clock at the start."""
     http: HttpState | None = None
     """Set once the front is there; the front needs these handlers first."""
 
     def status(self) -> types.Status:
-        components = {"cache": self.cache.status()}
+        components = {
+            "cache": self.cache.status(),
+            "monitor": self.monitor.status(),
+            "optimizer": {**self.tuner.status(), "recommendations": self.advisor.count},
+        }
         if self.http is not None:
             components["http"] = self.http.state
         degraded = any(each["status"] == "degraded" for each in components.values())
         return types.Status(
             status="degraded" if degraded else "ok",
-            profile="balanced",
+            profile=self.tuner.profile,
             uptime_seconds=round(trio.current_time() - self.started_at, 3),
             version=__version__,
             components=components,
         )
 
     def info(self) -> types.ServerInfo:
-        limits = self.settings.socket
+        limits = self.tuner.settings.socket
         return types.ServerInfo(
             version=__version__,
             pid=os.getpid(),
@@ -75,14 +85,23 @@ class Facts:
         )
 
 
-def handlers(facts: Facts) -> dict[str, Handler]:
+def handlers(facts: Facts, broker: Broker) -> dict[str, Handler]:
     """A handler for each command about the daemon."""
     return {
         "ping": lambda args, caller: True,
         "server.info": lambda args, caller: facts.info(),
         "server.config": lambda args, caller: types.ConfigListing(
-            settings=[types.Setting(**row._asdict()) for row in listing(facts.settings)],
-            file=None if facts.settings.file is None else str(facts.settings.file),
+            settings=[types.Setting(**row._asdict()) for row in listing(facts.tuner.settings)],
+            file=None if facts.tuner.settings.file is None else str(facts.tuner.settings.file),
         ),
         "status": lambda args, caller: facts.status(),
+        "subscribe": lambda args, caller: subscribe(broker, args, caller),
     }
+
+
+def subscribe(broker: Broker, args: types.Subscribe, caller: Caller) -> Subscription:
+    if caller.transport == "http":
+        raise WireError(
+            INVALID_ARGUMENT, "subscribe needs the control socket; see /performance/events"
+        )
+    return broker.subscribe(args.topics)

@@ -1,0 +1,149 @@
+"""Profiles as data: the shipped files, and those of the user's own folder, checked when read.
+
+A profile is a TOML file. `summary` says for whom it is; each table under `settings` names a
+setting and gives its `value`, or a `scale` of the configured value, with the `unit` that the
+setting has and the `reason` for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from bi_performanced.config.overlay import ROWS, Laid, value_of
+from bi_performanced.config.parse import Problem, convert
+from bi_performanced.config.settings import Declared, Settings
+from bi_performanced.config.sources import nearest, parse_toml, read_text
+
+SHIPPED: Final = Path(__file__).with_name("profiles")
+BALANCED: Final = "balanced"
+"""The profile that is in force until another one is applied: the configured values."""
+MOST: Final = 100
+"""Profiles of one folder."""
+_NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_MOST_SCALE: Final = 100
+
+
+class Aim(NamedTuple):
+    """What a profile makes of one setting: a value, or a multiple of the configured one."""
+
+    key: str
+    value: Any
+    scale: float | None
+    reason: str
+
+
+class Profile(NamedTuple):
+    name: str
+    summary: str
+    aims: tuple[Aim, ...]
+
+    def overlay(self, settings: Settings, room: int) -> dict[str, Laid]:
+        """This profile's values over configured settings.
+
+        `room` is the number of bytes up to which `cache.max_bytes` may be scaled.
+        """
+        origin = f"profile:{self.name}"
+        return {aim.key: Laid(_aimed(aim, settings, room), origin) for aim in self.aims}
+
+
+def _aimed(aim: Aim, settings: Settings, room: int) -> Any:
+    if aim.scale is None:
+        return aim.value
+    row = ROWS[aim.key]
+    configured = value_of(settings, aim.key)
+    scaled = configured * aim.scale
+    if aim.key == "cache.max_bytes" and aim.scale > 1:
+        scaled = max(configured, min(scaled, room))
+    low, high = row.meta.low, row.meta.high
+    scaled = max(scaled, low if low is not None else scaled)
+    scaled = min(scaled, high if high is not None else scaled)
+    return scaled if row.type == "float" else round(scaled)
+
+
+def read_profiles(own: Path | None, live: Iterable[str]) -> dict[str, Profile]:
+    """The shipped profiles and those of a folder, by name; `live` are the keys they may set.
+
+    Raises Problem for a file that is no such profile, naming file, key and remedy.
+    """
+    live = tuple(live)
+    found = {path.stem: read_profile(path, live) for path in sorted(SHIPPED.glob("*.toml"))}
+    if own is None:
+        return found
+    try:
+        paths = sorted(path for path in own.iterdir() if path.suffix == ".toml")
+    except OSError as error:
+        raise Problem(f"advice.profiles_dir: {own} cannot be read: {error.strerror}") from None
+    if len(paths) > MOST:
+        raise Problem(f"advice.profiles_dir: {own} holds more than {MOST} profiles")
+    for path in paths:
+        if path.stem in found:
+            raise Problem(f"{path}: {path.stem} is a shipped profile; give yours another name")
+        if not _NAME.fullmatch(path.stem):
+            raise Problem(
+                f"{path}: a profile's name has small letters, digits, _ and -, and begins with a"
+                " letter"
+            )
+        found[path.stem] = read_profile(path, live)
+    return found
+
+
+def read_profile(path: Path, live: tuple[str, ...]) -> Profile:
+    """One file's profile. Raises Problem."""
+    found = parse_toml(path, read_text(path))
+    known = ("summary", "settings")
+    for key in found:
+        if key not in known:
+            raise Problem(f"{path}: unknown key {key}{nearest(key, known)}")
+    summary, settings = found.get("summary"), found.get("settings", {})
+    if not isinstance(summary, str) or not 0 < len(summary) <= 300:
+        raise Problem(f"{path}: summary must be a sentence that says for whom the profile is")
+    if not isinstance(settings, dict):
+        raise Problem(f'{path}: settings must be tables, as [settings."cache.default_ttl"]')
+    return Profile(
+        path.stem, summary, tuple(_aim(path, key, settings[key], live) for key in settings)
+    )
+
+
+def check_live(source: str, key: str, live: Iterable[str]) -> Declared:
+    """The row of a setting that can be changed while running. Raises Problem."""
+    live = tuple(live)
+    if key not in ROWS:
+        raise Problem(f"{source}: unknown setting {key:.100}{nearest(key, ROWS)}")
+    if key not in live:
+        raise Problem(
+            f"{source}: {key} cannot be changed while the daemon runs; these can: {', '.join(live)}"
+        )
+    return ROWS[key]
+
+
+def _aim(path: Path, key: str, given: Any, live: tuple[str, ...]) -> Aim:
+    row = check_live(str(path), key, live)
+    where = f"{path}: {key}"
+    if not isinstance(given, Mapping):
+        raise Problem(f"{where} must be a table with value or scale, unit and reason")
+    known = ("value", "scale", "unit", "reason")
+    for name in given:
+        if name not in known:
+            raise Problem(f"{where}: unknown key {name}{nearest(name, known)}")
+    if ("value" in given) == ("scale" in given):
+        raise Problem(f"{where} must have either a value or a scale of the configured value")
+    unit = row.meta.unit
+    if given.get("unit") != unit:
+        wanted = "have no unit" if unit is None else f"have the unit {unit!r}"
+        raise Problem(f"{where} must {wanted}, not {given.get('unit')!r:.40}")
+    reason = given.get("reason")
+    if not isinstance(reason, str) or not 0 < len(reason) <= 300:
+        raise Problem(f"{where} must have a reason, a sentence")
+    if "scale" not in given:
+        return Aim(key, convert(row, given["value"], str(path)), None, reason)
+    scale = given["scale"]
+    if row.type not in ("int", "float"):
+        raise Problem(f"{where}: only a number can be scaled; give a value")
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise Problem(f"{where}: scale must be a number, not {scale!r:.40}")
+    if not 0 < scale <= _MOST_SCALE:
+        raise Problem(f"{where}: scale must be more than 0 and at most {_MOST_SCALE}, not {scale}")
+    return Aim(key, None, float(scale), reason)

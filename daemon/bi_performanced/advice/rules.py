@@ -1,0 +1,297 @@
+"""The rules: what is recommended, on what evidence, and by which command.
+
+Each rule is a function of the evidence that returns a finding or None. None of them speaks before
+its minimum sample, and all are silent on a cache that serves most reads without losing anything.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from bi_performance_wire.types import Severity
+from bi_performanced.advice.window import Evidence
+
+MIN_READS: Final = 1000
+MIN_SETS: Final = 200
+GOOD_HIT_RATE: Final = 0.9
+"""Above this share of reads that hit, nothing is said about misses."""
+RETURNS: Final = 0.1
+"""Share of new entries that had been evicted lately, from which the store is too small."""
+REFILLS: Final = 0.5
+"""Share of new entries that had expired, from which the time to live is too short."""
+WANTED_AGAIN: Final = 0.9
+"""Share of the refills that the recommended time to live would have spared."""
+LONGEST_TTL: Final = 86_400.0
+UNCOMPRESSED: Final = 0.1
+"""Share of the large values that took less room compressed, below which trying is not worth it."""
+UNREAD: Final = 0.5
+"""Share of the departed entries that nobody read, from which a prefix is named."""
+IDLE: Final = 0.25
+"""Share of the store's limit that live entries never passed, below which it is too large."""
+SMALLEST_STORE: Final = 4 << 20
+PRESSURE_SAMPLES: Final = 10
+MEMORY_USED: Final = 90.0
+STALLED: Final = 10.0
+"""Percent of the time in which some task waited for memory."""
+
+
+class Finding(NamedTuple):
+    """A recommendation as a rule makes it; the advisor adds since when."""
+
+    id: str
+    severity: Severity
+    title: str
+    evidence: dict[str, Any]
+    action: str
+    command: str
+    expected_effect: str
+    secret: str | None = None
+    """A part of a key, which is not told on open routes."""
+
+
+Rule = Callable[[Evidence], Finding | None]
+
+
+def _evidence(seen: Evidence, sample: int, **figures: Any) -> dict[str, Any]:
+    return {**figures, "window_seconds": round(seen.seconds, 1), "sample": sample}
+
+
+def _size(count: float) -> str:
+    return f"{count / (1 << 20):.0f} MiB"
+
+
+def _set(key: str, value: object) -> str:
+    return f"bi-performance config set {key} {value}"
+
+
+def too_small(seen: Evidence) -> Finding | None:
+    """Low hit rate with evictions: what was evicted is asked for again."""
+    grown = seen.grown
+    inserts = grown["inserts"]
+    if seen.reads < MIN_READS or inserts < MIN_SETS or not grown["evictions"]:
+        return None
+    returns = grown["returns"] / inserts
+    if seen.hit_rate >= GOOD_HIT_RATE or returns < RETURNS:
+        return None
+    evidence = _evidence(
+        seen,
+        seen.reads,
+        hit_rate=round(seen.hit_rate, 4),
+        evictions=grown["evictions"],
+        new_entries=inserts,
+        new_entries_evicted_before=grown["returns"],
+        entries=seen.entries,
+        max_entries=seen.max_entries,
+        size_bytes=seen.live_bytes,
+        max_bytes=seen.max_bytes,
+    )
+    title = f"{returns:.0%} of what is stored had been evicted shortly before"
+    effect = (
+        f"most of the {grown['returns']:,} misses on evicted entries become hits: the hit rate"
+        f" rises from {seen.hit_rate:.0%} towards"
+        f" {min(1.0, (grown['hits'] + grown['returns']) / seen.reads):.0%}"
+    )
+    if seen.entries >= 0.9 * seen.max_entries:
+        return Finding(
+            "cache.too_small",
+            "warning",
+            title,
+            evidence,
+            "Keep more entries.",
+            _set("cache.max_size", 2 * seen.max_entries),
+            effect,
+        )
+    limit = min(2 * seen.max_bytes, seen.room)
+    if limit <= seen.max_bytes:
+        return None
+    return Finding(
+        "cache.too_small",
+        "warning",
+        title,
+        evidence,
+        "Let the cache take more memory.",
+        _set("cache.max_bytes", limit),
+        effect,
+    )
+
+
+def expiry(seen: Evidence) -> Finding | None:
+    """Misses dominated by expiry: what expired is stored again soon after."""
+    inserts, refilled = seen.grown["inserts"], seen.grown["refilled"]
+    if seen.reads < MIN_READS or inserts < MIN_SETS or seen.hit_rate >= GOOD_HIT_RATE:
+        return None
+    if refilled < REFILLS * inserts or 2 * seen.grown["default_ttl_sets"] < seen.grown["sets"]:
+        return None
+    age = seen.departures.age_of_refills(WANTED_AGAIN)
+    if age is None:
+        return None
+    ttl = max(2 * seen.default_ttl, age)
+    if ttl > LONGEST_TTL:
+        return None
+    return Finding(
+        "cache.expiry",
+        "warning",
+        f"{refilled / inserts:.0%} of what is stored had been there until it expired",
+        _evidence(
+            seen,
+            seen.reads,
+            hit_rate=round(seen.hit_rate, 4),
+            new_entries=inserts,
+            new_entries_expired_before=refilled,
+            wanted_again_within_seconds=round(age, 1),
+            default_ttl=seen.default_ttl,
+        ),
+        "Serve entries for longer, if what they hold stays right for as long.",
+        _set("cache.default_ttl", f"{ttl:g}"),
+        f"nine in ten of those {refilled:,} reloads become hits",
+    )
+
+
+def incompressible(seen: Evidence) -> Finding | None:
+    """Values that do not compress: each is tried, and stored as it was."""
+    tried, kept = seen.grown["compression_tried"], seen.grown["compression_kept"]
+    if not seen.compression or tried < MIN_SETS or kept > UNCOMPRESSED * tried:
+        return None
+    vain = seen.grown["compression_tried_bytes"]
+    return Finding(
+        "cache.incompressible",
+        "info",
+        f"{tried - kept:,} of {tried:,} large values were compressed in vain",
+        _evidence(seen, tried, kept_compressed=kept, bytes_in_vain=vain),
+        "Store values as they are.",
+        _set("cache.compression", "false"),
+        f"the scrapers' processors are spared compressing {_size(vain)} in"
+        f" {seen.seconds:.0f} seconds",
+    )
+
+
+def never_read(seen: Evidence) -> Finding | None:
+    """Keys that are written and never read."""
+    departures = seen.departures
+    if departures.left < MIN_SETS or departures.unread < UNREAD * departures.left:
+        return None
+    prefix, (count, size) = max(departures.prefixes.items(), key=lambda item: item[1][0])
+    if count < UNREAD * departures.unread:
+        return None
+    try:
+        shown = prefix.decode()
+    except UnicodeDecodeError:
+        return None
+    pattern = re.sub(r"([*?\[])", r"[\1]", shown) + "*"
+    return Finding(
+        "cache.never_read",
+        "info",
+        f"{departures.unread / departures.left:.0%} of the entries that left had never been read",
+        _evidence(
+            seen,
+            departures.left,
+            left_unread=departures.unread,
+            prefix=shown,
+            prefix_left_unread=count,
+            prefix_bytes=size,
+        ),
+        "Clear these keys, and do not store them, or for a shorter time.",
+        f"bi-performance clear-cache --pattern {shlex.quote(pattern)}",
+        "room for entries that are read: what leaves for them now stays",
+        secret=shown,
+    )
+
+
+def oversized(seen: Evidence) -> Finding | None:
+    """A store that is much larger than what was ever in it."""
+    if not seen.whole or seen.peak_live_bytes > IDLE * seen.store_limit:
+        return None
+    wanted = max(SMALLEST_STORE, _whole_mib(2 * seen.peak_live_bytes))
+    if wanted > seen.store_limit // 2:
+        return None
+    freed = round(seen.store_bytes * (1 - wanted / seen.store_limit))
+    return Finding(
+        "cache.oversized",
+        "info",
+        f"the store takes {_size(seen.store_bytes)} for at most {_size(seen.peak_live_bytes)}",
+        _evidence(
+            seen,
+            seen.entries,
+            store_bytes=seen.store_bytes,
+            peak_size_bytes=seen.peak_live_bytes,
+        ),
+        "Give the memory back.",
+        _set("cache.max_bytes", wanted),
+        f"some {_size(freed)} of memory are free again",
+    )
+
+
+def _whole_mib(count: int) -> int:
+    return (count + (1 << 20) - 1) >> 20 << 20
+
+
+def memory_pressure(seen: Evidence) -> Finding | None:
+    """The host, or the control group, is about to run out of memory."""
+    found = _pressed(seen.host)
+    if found is None:
+        return None
+    title, sample, figures = found
+    evidence = _evidence(seen, sample, **figures, store_bytes=seen.store_bytes)
+    evidence["window_seconds"] = sample
+    focused = seen.max_bytes // 2
+    if seen.profile == "balanced" and focused < seen.store_limit:
+        command, left = "bi-performance optimize memory_focused", focused
+    elif seen.store_limit > SMALLEST_STORE:
+        left = max(SMALLEST_STORE, seen.store_limit // 2)
+        command = _set("cache.max_bytes", left)
+    else:
+        return Finding(
+            "memory.pressure",
+            "critical",
+            title,
+            evidence,
+            "The cache is small already: run fewer processes, or give the host more memory.",
+            "bi-performance metrics",
+            "it shows which process takes how much",
+        )
+    freed = seen.store_bytes * (1 - left / seen.store_limit)
+    return Finding(
+        "memory.pressure",
+        "critical",
+        title,
+        evidence,
+        "Let the cache take less.",
+        command,
+        f"some {_size(freed)} of memory are free at once",
+    )
+
+
+def _pressed(host: dict[str, list[float]]) -> tuple[str, int, dict[str, float]] | None:
+    """What is short, over how many samples, and the figures."""
+    used, limits = host["cgroup_memory_bytes"], host["cgroup_memory_limit_bytes"]
+    count = min(len(used), len(limits))
+    if count >= PRESSURE_SAMPLES:
+        pairs = zip(used[-PRESSURE_SAMPLES:], limits[-PRESSURE_SAMPLES:], strict=True)
+        lately = min(100 * use / limit for use, limit in pairs)
+        if lately > MEMORY_USED:
+            title = f"the control group uses {lately:.0f} % of the memory it may"
+            figures = {"cgroup_memory_used_percent": round(lately, 1)}
+            return title, PRESSURE_SAMPLES, figures | {"cgroup_memory_limit_bytes": limits[-1]}
+    percents = host["memory_used_percent"][-PRESSURE_SAMPLES:]
+    if len(percents) == PRESSURE_SAMPLES and min(percents) > MEMORY_USED:
+        figures = {"memory_used_percent": round(min(percents), 1)}
+        return f"{min(percents):.0f} % of the host's memory is used", len(percents), figures
+    stalls = host["pressure_memory_some_percent"][-PRESSURE_SAMPLES:]
+    if len(stalls) == PRESSURE_SAMPLES and min(stalls) > STALLED:
+        figures = {"pressure_memory_some_percent": round(min(stalls), 1)}
+        return f"tasks wait for memory {min(stalls):.0f} % of the time", len(stalls), figures
+    return None
+
+
+RULES: Final[tuple[Rule, ...]] = (
+    memory_pressure,
+    too_small,
+    expiry,
+    never_read,
+    incompressible,
+    oversized,
+)
+"""In the order in which they are shown."""

@@ -1,0 +1,128 @@
+"""The metrics as Prometheus and OpenMetrics text, by their naming conventions.
+
+Base units and whole names: shares are ratios of 0 to 1, counters end in `_total`. Rates are left
+to the one who asks, who has the counters. A figure that is unknown is absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+
+from bi_performance_wire import types
+from bi_performanced.monitor.figures import HOST, PROCESS, Figure
+
+_PREFIX: Final = "bi_performance"
+_LABELS: Final = ("process", "name", "pid")
+_COUNTERS: Final = {
+    "hits": "reads of the cache that found something",
+    "misses": "reads of the cache that found nothing",
+    "sets": "entries that were stored",
+    "deletes": "entries that were removed on request",
+    "evictions": "entries that left for others",
+    "expirations": "entries that left because their time was over",
+}
+_GAUGES: Final = {
+    "entries": "entries that can be read",
+    "size_bytes": "bytes of the entries that can be read",
+    "max_entries": "the limit of entries",
+    "max_bytes": "the limit of bytes",
+    "ring_bytes": "bytes of the shared store's rings",
+    "clients": "attached processes",
+}
+
+
+def render(name: str, metrics: types.Metrics) -> types.Exposition:
+    """The metrics as text in a format that has the name `prometheus` or `openmetrics`."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(metrics))
+    if name == "openmetrics":
+        media = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        # Untyped in the library.
+        text = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+    else:
+        media = "text/plain; version=0.0.4; charset=utf-8"
+        text = generate_latest(registry)
+    return types.Exposition(media_type=media, text=text.decode())
+
+
+class _Collector:
+    """What prometheus_client asks for the families of a registry."""
+
+    def __init__(self, metrics: types.Metrics) -> None:
+        self._metrics = metrics
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: the families are made anew for each answer."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        metrics = self._metrics
+        yield InfoMetricFamily(
+            _PREFIX,
+            "version and profile of the daemon",
+            {"version": metrics.version, "profile": metrics.profile},
+        )
+        yield _gauge("uptime_seconds", "time since the daemon's start", metrics.uptime_seconds)
+        for name, doc in _COUNTERS.items():
+            family = CounterMetricFamily(f"{_PREFIX}_cache_{name}", doc)
+            family.add_metric([], getattr(metrics.cache, name))
+            yield family
+        for name, doc in _GAUGES.items():
+            yield _gauge(f"cache_{name}", doc, getattr(metrics.cache, name))
+        for figure in HOST:
+            if _is_told(figure) and (value := metrics.system.get(figure.name)) is not None:
+                yield _gauge(*_conventional("host", figure), _base(figure, value))
+        for figure in PROCESS:
+            if _is_told(figure) and (value := metrics.daemon.get(figure.name)) is not None:
+                yield _gauge(*_conventional("daemon", figure), _base(figure, value))
+        yield from _processes(metrics.processes)
+
+
+def _processes(processes: list[dict[str, Any]]) -> Iterator[Metric]:
+    for name in ("hits", "misses"):
+        doc = f"an attached process: {_COUNTERS[name]}"
+        family = CounterMetricFamily(f"{_PREFIX}_process_cache_{name}", doc, labels=_LABELS)
+        for each in processes:
+            family.add_metric(_labels(each), each[name])
+        yield family
+    for figure in filter(_is_told, PROCESS):
+        name, doc = _conventional("process", figure)
+        gauge = GaugeMetricFamily(f"{_PREFIX}_{name}", doc, labels=_LABELS)
+        for each in processes:
+            if (value := each.get(figure.name)) is not None:
+                gauge.add_metric(_labels(each), _base(figure, value))
+        yield gauge
+
+
+def _labels(process: dict[str, Any]) -> list[str]:
+    return [process["instance"][:16], process["name"], str(process["pid"] or "")]
+
+
+def _is_told(figure: Figure) -> bool:
+    return not figure.name.endswith("_per_second")
+
+
+def _conventional(part: str, figure: Figure) -> tuple[str, str]:
+    """Name and help of a figure by the conventions."""
+    name = figure.name.replace("rss_bytes", "resident_memory_bytes")
+    name = name.replace("pss_bytes", "proportional_memory_bytes")
+    name = name.replace("cpu_percent", "cpu_usage_ratio").replace("_percent", "_ratio")
+    for span in ("1m", "5m", "15m"):
+        name = name.replace(f"load_{span}", f"load{span[:-1]}")
+    what = {"host": "the host", "daemon": "the daemon", "process": "an attached process"}[part]
+    doc = figure.doc.replace("0 to 100 and more with threads", "1 for each in full use")
+    return f"{part}_{name}", f"{what}: {doc.replace('0 to 100', '0 to 1')}"
+
+
+def _base(figure: Figure, value: float) -> float:
+    return value / 100 if figure.name.endswith("_percent") else value
+
+
+def _gauge(name: str, doc: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{_PREFIX}_{name}", doc, value)
