@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from support.daemon import wait_until
 TOOLS = ("mmdebstrap", "unshare", "nsenter", "setpriv", "pivot_root")
 SUITE = "bookworm"
 PACKAGES = ("dbus", "passwd", "python3", "python3-venv", "systemd", "systemd-sysv")
+UNUSED = 30 * 86400
 LEAVE_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 ENTER = r"""
@@ -120,20 +122,27 @@ def kept(name: str, content: str, make: Any) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     wanted = cache / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     if wanted.is_dir():
+        os.utime(wanted)
         return wanted
-    for stale in cache.glob(f".{name}-*"):
-        pid = stale.name.rpartition("-")[2]
-        if not Path("/proc", pid).exists():
-            shutil.rmtree(stale, ignore_errors=True)
-    for other in cache.glob(f"{name}-*"):
-        shutil.rmtree(other, ignore_errors=True)
+    _tidy(cache, name)
     unfinished = cache / f".{name}-{os.getpid()}"
     try:
         make(unfinished)
-        unfinished.rename(wanted)
+        if not wanted.is_dir():
+            unfinished.rename(wanted)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return wanted
+
+
+def _tidy(cache: Path, name: str) -> None:
+    """Remove what was left half-made, and what no test run has used for a month."""
+    for half in cache.glob(f".{name}-*"):
+        if not Path("/proc", half.name.rpartition("-")[2]).exists():
+            shutil.rmtree(half, ignore_errors=True)
+    for old in cache.glob(f"{name}-*"):
+        if time.time() - old.stat().st_mtime > UNUSED:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def debian_tree() -> Path:
@@ -218,7 +227,6 @@ class Machine:
             stderr=subprocess.PIPE,
         )
         self._init = wait_until(self._find_init, what="the machine's first process")
-        # The journal's socket is one of the first that listen; is-system-running waits for the rest.
         wait_until(self._answers, within=60.0, what="the machine's boot")
 
     def _find_init(self) -> int:

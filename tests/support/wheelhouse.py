@@ -19,7 +19,7 @@ def pinned(root: Path, extra: str) -> list[str]:
     """`name==version` of what the project with this extra needs, as constraints.txt has it."""
     with (root / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
-    versions = {}
+    versions: dict[str, str] = {}
     for line in (root / "constraints.txt").read_text().splitlines():
         if found := re.fullmatch(r"([\w.-]+)==(\S+)", line):
             versions[canonicalize_name(found[1])] = found[2]
@@ -35,7 +35,7 @@ def pinned(root: Path, extra: str) -> list[str]:
             continue
         needed.setdefault(name, set()).update(one.extras)
         waiting += _of(name, needed[name])
-    # A name without a version is one that only Debian's Python needs, as async-timeout before 3.11.3.
+    # Without a version: what only Debian's Python needs, as async-timeout before 3.11.3.
     return sorted(f"{name}=={versions[name]}" if name in versions else name for name in needed)
 
 
