@@ -25,6 +25,7 @@ TOOLS = ("mmdebstrap", "unshare", "nsenter", "setpriv", "pivot_root")
 SUITE = "bookworm"
 PACKAGES = ("dbus", "passwd", "python3", "python3-venv", "systemd", "systemd-sysv")
 UNUSED = 30 * 86400
+WORK = "bi-performance-machine-"
 LEAVE_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 ENTER = r"""
@@ -187,6 +188,16 @@ def wheels(requirements: Sequence[str], python: str = "3.11") -> Path:
     return kept("wheels", " ".join([python, arch, *requirements]), make)
 
 
+def _remove_groups(top: Path) -> bool:
+    """Remove a control group with all below it; False while a process in it has not quite ended."""
+    try:
+        for folder, _, _ in os.walk(top, topdown=False):
+            os.rmdir(folder)  # noqa: PTH106 (os.walk's own text)
+    except OSError:
+        return False
+    return True
+
+
 class Machine:
     """A booted machine; a context manager, gone outside with all that ran in it."""
 
@@ -202,7 +213,12 @@ class Machine:
     def __enter__(self) -> Self:
         own = _cgroup2()
         assert own is not None
-        self._work = Path(tempfile.mkdtemp(prefix="bi-performance-machine-"))
+        for left in Path(tempfile.gettempdir()).glob(f"{WORK}*"):
+            # Tests that were killed left an empty folder and empty control groups.
+            if not Path("/proc", left.name.removeprefix(WORK).partition("-")[0]).exists():
+                _remove_groups(own / left.name)
+                left.rmdir()
+        self._work = Path(tempfile.mkdtemp(prefix=f"{WORK}{os.getpid()}-"))
         self._cgroup = own / self._work.name
         try:
             self._cgroup.mkdir()
@@ -262,19 +278,8 @@ class Machine:
             self._process.stderr.close()
         if self._init:
             wait_until(lambda: not Path("/proc", str(self._init)).exists(), what="the end of it")
-        wait_until(self._without_groups, what="the end of its control groups")
+        wait_until(lambda: _remove_groups(self._cgroup), what="the end of its control groups")
         self._work.rmdir()
-
-    def _without_groups(self) -> bool:
-        if not self._cgroup.exists():
-            return True
-        try:
-            for folder, _, _ in os.walk(self._cgroup, topdown=False):
-                os.rmdir(folder)  # noqa: PTH106 (os.walk's own text)
-        except OSError:
-            # A process in it has not quite ended.
-            return False
-        return True
 
     def run(
         self,
