@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bi_performance.drivers import drive_async, let_others_run
+from bi_performance.asking import TIMEOUT, ask, ask_now
+from bi_performance.drivers import let_others_run
 from bi_performance.link import Link
-from bi_performance.protocol import MAX_REQUEST, Unavailable, drive
+from bi_performance.protocol import MAX_REQUEST
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
 from bi_performance_wire.batch import pack
@@ -22,8 +22,6 @@ Key = str | bytes
 Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any] | Iterable[tuple[Key, Any]]
 """What `set_many` takes: a mapping (its key type is invariant, hence three) or pairs."""
 
-TIMEOUT: Final = 1.0
-"""Seconds for an ordinary request."""
 SWEEP_TIMEOUT: Final = 60.0
 """Seconds for a request that looks at every entry."""
 TURN_NS: Final = 1_000_000
@@ -339,15 +337,8 @@ class PerformanceCache(_Common):
         seconds: float = TIMEOUT,
         repeatable: bool = True,
     ) -> Any:
-        link = self._link
-        began = time.monotonic()
-        try:
-            return await drive_async(link.request(method, args, repeatable=repeatable), seconds)
-        except (Unavailable, WireError) as error:
-            link.excuse(error, began)
-        # A daemon that is away answers at once: a caller that only writes must not hold the loop.
-        await let_others_run()
-        return None
+        answer = await ask(self._link, method, args, seconds=seconds, repeatable=repeatable)
+        return answer.result
 
 
 class SyncCache(_Common):
@@ -428,10 +419,5 @@ class SyncCache(_Common):
         seconds: float = TIMEOUT,
         repeatable: bool = True,
     ) -> Any:
-        link = self._link
-        began = time.monotonic()
-        try:
-            return drive(link.request(method, args, repeatable=repeatable), seconds)
-        except (Unavailable, WireError) as error:
-            link.excuse(error, began)
-            return None
+        answer = ask_now(self._link, method, args, seconds=seconds, repeatable=repeatable)
+        return answer.result

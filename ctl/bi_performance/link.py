@@ -21,7 +21,7 @@ from bi_performance.protocol import Connection, Steps, TimedOut, Unavailable, dr
 from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
 from bi_performance_wire import layout as L
 from bi_performance_wire.address import candidates, paths
-from bi_performance_wire.errors import INVALID_ARGUMENT, WireError
+from bi_performance_wire.errors import INVALID_ARGUMENT, NOT_FOUND, WireError
 
 log = logging.getLogger("performance")
 
@@ -33,6 +33,8 @@ LONGEST_PAUSE = 2.0
 WARN_EVERY = 30.0
 IDLE_CONNECTIONS = 8
 MODES = ("on", "observe", "off")
+MISTAKES = frozenset({"pattern", "limit", "profile"})
+"""Arguments that only the daemon can tell to be mistakes of the caller's."""
 
 
 def _reason(error: Exception) -> str:
@@ -388,8 +390,9 @@ class Link:
 
         What only the daemon can tell to be a mistake of the caller's is raised, as ValueError.
         """
-        if error.code == INVALID_ARGUMENT and error.field in ("pattern", "limit"):
-            raise ValueError(error.message)
+        if error.code in (INVALID_ARGUMENT, NOT_FOUND) and error.field in MISTAKES:
+            hint = f" ({error.hint})" if error.hint else ""
+            raise ValueError(f"{error.message}{hint}")
         now = time.monotonic()
         self._refused += 1
         if now - self._refused_at >= WARN_EVERY:

@@ -1,0 +1,63 @@
+"""One request of a scraper, with and without await: an answer, or the reason why there is none.
+
+Nothing raises because of the daemon; ValueError means what only the daemon can tell to be a
+mistake of the caller's, as a pattern or a profile that is none.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, NamedTuple
+
+from bi_performance.drivers import drive_async, let_others_run
+from bi_performance.link import Link
+from bi_performance.protocol import Unavailable, drive
+from bi_performance_wire.errors import WireError
+
+TIMEOUT: Final = 1.0
+"""Seconds for an ordinary request."""
+
+
+class Answer(NamedTuple):
+    """`result` None with a `reason`: the daemon is away, or refused."""
+
+    result: Any
+    reason: str | None = None
+
+
+async def ask(
+    link: Link,
+    method: str,
+    args: dict[str, Any] | None,
+    *,
+    seconds: float = TIMEOUT,
+    repeatable: bool = True,
+) -> Answer:
+    """Ask under asyncio or trio. Raises ValueError."""
+    began = time.monotonic()
+    try:
+        steps = link.request(method, args, repeatable=repeatable)
+        return Answer(await drive_async(steps, seconds))
+    except (Unavailable, WireError) as error:
+        link.excuse(error, began)
+        found = error
+    # A daemon that is away answers at once: a caller that only writes must not hold the loop.
+    await let_others_run()
+    return Answer(None, str(found))
+
+
+def ask_now(
+    link: Link,
+    method: str,
+    args: dict[str, Any] | None,
+    *,
+    seconds: float = TIMEOUT,
+    repeatable: bool = True,
+) -> Answer:
+    """Ask from any thread. Raises ValueError."""
+    began = time.monotonic()
+    try:
+        return Answer(drive(link.request(method, args, repeatable=repeatable), seconds))
+    except (Unavailable, WireError) as error:
+        link.excuse(error, began)
+        return Answer(None, str(error))
