@@ -1,20 +1,17 @@
 """A small Debian with systemd as PID 1, in namespaces of its own.
 
-The tree is made once from Debian's packages and kept outside of the repository; a machine is an
-overlay of memory over it, so that nothing of one machine is left for the next one.
+A machine is an overlay of memory over a tree that support.debian makes, so that nothing of one
+machine is left for the next one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,11 +19,7 @@ from typing import Any, Self
 from support.daemon import wait_until
 
 TOOLS = ("mmdebstrap", "unshare", "nsenter", "setpriv", "pivot_root")
-SUITE = "bookworm"
-PACKAGES = ("dbus", "passwd", "python3", "python3-venv", "systemd", "systemd-sysv")
-UNUSED = 30 * 86400
 WORK = "bi-performance-machine-"
-LEAVE_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 
 ENTER = r"""
 set -eu
@@ -79,12 +72,6 @@ exec unshare --cgroup -- sh -euc '
 """
 
 
-def cache_folder() -> Path:
-    """Where trees and wheels are kept between runs."""
-    given = os.environ.get("BI_TEST_CACHE")
-    return Path(given) if given else Path("/var/cache/bi-performance-tests")
-
-
 def missing() -> list[str]:
     """What a machine needs and is not here, in words; for those who are root."""
     absent = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -111,81 +98,6 @@ def _cgroup2() -> Path | None:
             own = mounted / line.removeprefix("0::").lstrip("/")
             return own if own.is_dir() else mounted
     return None
-
-
-def kept(name: str, content: str, make: Any) -> Path:
-    """The folder `name` made by `make(folder)` for this content; made anew when it is not there.
-
-    It appears under its name when it is whole: whoever is stopped on the way leaves a folder that
-    nobody uses and the next one removes.
-    """
-    cache = cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    wanted = cache / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
-    if wanted.is_dir():
-        os.utime(wanted)
-        return wanted
-    _tidy(cache, name)
-    unfinished = cache / f".{name}-{os.getpid()}"
-    try:
-        make(unfinished)
-        if not wanted.is_dir():
-            unfinished.rename(wanted)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return wanted
-
-
-def _tidy(cache: Path, name: str) -> None:
-    """Remove what was left half-made, and what no test run has used for a month."""
-    for half in cache.glob(f".{name}-*"):
-        if not Path("/proc", half.name.rpartition("-")[2]).exists():
-            shutil.rmtree(half, ignore_errors=True)
-    for old in cache.glob(f"{name}-*"):
-        if time.time() - old.stat().st_mtime > UNUSED:
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def debian_tree() -> Path:
-    """The root of a minimal Debian with systemd and Python."""
-    command = [
-        "mmdebstrap",
-        "--quiet",
-        "--variant=apt",
-        f"--include={','.join(PACKAGES)}",
-        *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEAVE_OUT),
-        SUITE,
-    ]
-
-    def make(folder: Path) -> None:
-        folder.mkdir(mode=0o755)
-        _quietly([*command, str(folder)])
-
-    return kept("debian", " ".join(command), make)
-
-
-def _quietly(command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
-
-
-def wheels(requirements: Sequence[str], python: str = "3.11") -> Path:
-    """A folder of the wheels of exactly these requirements, for Debian's Python."""
-    arch = os.uname().machine
-    tags = [f"manylinux_2_{minor}_{arch}" for minor in range(5, 37)] + [f"manylinux2014_{arch}"]
-
-    def make(folder: Path) -> None:
-        _quietly(
-            [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"),
-                *("--only-binary=:all:", "--implementation=cp", f"--python-version={python}"),
-                *(f"--platform={tag}" for tag in tags),
-                *("--dest", str(folder), *requirements),
-            ],
-            env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        )
-
-    return kept("wheels", " ".join([python, arch, *requirements]), make)
 
 
 def _remove_groups(top: Path) -> bool:
