@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -26,6 +26,7 @@ def add_fields(parser: argparse.ArgumentParser, row: Command) -> None:
         if field.name in HIDDEN:
             continue
         described = _description(hints[field.name])
+        choices = _choices(hints[field.name])
         if field.name in row.positional:
             parser.add_argument(field.name, metavar=field.name.upper(), help=described)
         elif field.default is False:
@@ -35,9 +36,20 @@ def add_fields(parser: argparse.ArgumentParser, row: Command) -> None:
         else:
             parser.add_argument(
                 "--" + field.encode_name.replace("_", "-"),
-                metavar=field.name.upper(),
+                metavar=None if choices else field.name.upper(),
+                choices=choices,
                 help=described,
             )
+
+
+def _choices(hint: Any) -> tuple[str, ...] | None:
+    """The words that an argument may be, when its type says which."""
+    for part in (hint, *get_args(hint)):
+        if get_origin(part) is Literal:
+            return get_args(part)
+        if part is not hint and (found := _choices(part)):
+            return found
+    return None
 
 
 def _description(hint: Any) -> str | None:

@@ -17,7 +17,18 @@ _CONTROLS = {
 }
 _CONTROLS_IN_LINES = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
 _CONTROLS_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
-_PLAIN_SIGNS = {"●": "*", "–": "-", "…": "...", "µ": "u"}
+_PLAIN_SIGNS = {
+    "●": "*",
+    "–": "-",
+    "…": "...",
+    "µ": "u",
+    "→": "->",
+    "·": "|",
+    **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
+}
+
+MARKS = {"ok": "32", "off": "2", "info": "36", "warning": "33", "degraded": "33"}
+"""The colors of states; any other is red."""
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -48,6 +59,12 @@ def _plain_sign(error: UnicodeError) -> tuple[str, int]:
         _PLAIN_SIGNS.get(each, each.encode("ascii", "backslashreplace").decode()) for each in text
     )
     return "".join(found), error.end
+
+
+def writable(text: str) -> str:
+    """Text as it will stand on standard output, to be measured before it is written."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "signs").decode(encoding)
 
 
 class Exit(Exception):
@@ -82,9 +99,20 @@ class Console(NamedTuple):
 
     def mark(self, state: str) -> str:
         """A colored bullet with the state's name: never color alone."""
-        colors = {"ok": "32", "off": "2", "unused": "2", "warning": "33", "degraded": "33"}
-        code = colors.get(state, "31")
-        return self.paint(f"● {state}", code)
+        return self.paint(f"● {visible(state)}", MARKS.get(state, "31"))
+
+    @property
+    def columns(self) -> int | None:
+        """The terminal's width; None when the output is no terminal."""
+        if not sys.stdout.isatty():
+            return None
+        given = os.environ.get("COLUMNS", "")
+        try:
+            found = int(given) if given.isdigit() else os.get_terminal_size(1).columns
+        except OSError:
+            return 80
+        # A terminal that does not know says 0.
+        return found or 80
 
     def candidates(self) -> list[Candidate]:
         from bi_performance_wire.address import candidates

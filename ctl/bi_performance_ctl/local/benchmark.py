@@ -133,9 +133,8 @@ class _progress:
 def _table(rows: list[dict[str, Any]], console: Console) -> None:
     from bi_performance_ctl.render.tables import plain_table, terminal
 
-    table = plain_table("operation", "times", "p50", "p95", "p99", "keys/s")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    numbers = ("times", "p50", "p95", "p99", "keys/s")
+    table = plain_table("operation", *numbers, right=numbers)
     for row in rows:
         table.add_row(
             row["operation"],

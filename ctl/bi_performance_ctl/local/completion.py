@@ -40,6 +40,11 @@ def _words() -> dict[str, list[str]]:
     return found
 
 
+def _inner(words: dict[str, list[str]], group: str) -> list[str]:
+    """The second words of a group's commands."""
+    return [name.split()[1] for name in words if name.startswith(group + " ")]
+
+
 def _options(parser: argparse.ArgumentParser) -> list[str]:
     return sorted(
         option
@@ -54,8 +59,7 @@ def _bash() -> str:
     first = sorted({name.split()[0] for name in words})
     cases = []
     for group in first:
-        inner = [name.split()[1] for name in words if name.startswith(group + " ")]
-        if inner:
+        if inner := _inner(words, group):
             cases.append(
                 f'        {group}) [ "$COMP_CWORD" -eq 2 ] && words="{" ".join(inner)}" ;;'
             )
@@ -89,7 +93,11 @@ def _zsh() -> str:
     words = _words()
     lines = [f"        '{name}') compadd -- {' '.join(found)} ;;" for name, found in words.items()]
     first = sorted({name.split()[0] for name in words})
-    inner = [name.split()[1] for name in words if name.startswith("cache ")]
+    groups = sorted({name.split()[0] for name in words if " " in name})
+    inner = "\n".join(
+        f"            {group}) compadd -- {' '.join(_inner(words, group))} ;;" for group in groups
+    )
+    known = "|".join(f"'{name}'" for name in words if " " in name)
     return f"""\
 #compdef bi-performance
 _bi_performance() {{
@@ -97,12 +105,15 @@ _bi_performance() {{
         compadd -- {" ".join([*first, *GLOBAL])}
         return
     fi
-    if (( CURRENT == 3 )) && [[ $words[2] == cache ]]; then
-        compadd -- {" ".join(inner)}
-        return
+    if (( CURRENT == 3 )); then
+        case "$words[2]" in
+{inner}
+        esac
     fi
     local said="$words[2]"
-    [[ $words[2] == cache ]] && said="cache $words[3]"
+    case "$words[2] $words[3]" in
+        {known}) said="$words[2] $words[3]" ;;
+    esac
     case "$said" in
 {chr(10).join(lines)}
     esac
@@ -122,9 +133,8 @@ def _fish() -> str:
             lines.append(
                 f"complete -c bi-performance -n '__fish_seen_subcommand_from {first}' -a {second}"
             )
-        where = second or first
-        lines += [
-            f"complete -c bi-performance -n '__fish_seen_subcommand_from {where}' -l {option[2:]}"
-            for option in found
-        ]
+        where = f"__fish_seen_subcommand_from {first}"
+        if second:
+            where += f"; and __fish_seen_subcommand_from {second}"
+        lines += [f"complete -c bi-performance -n '{where}' -l {option[2:]}" for option in found]
     return "\n".join(lines)

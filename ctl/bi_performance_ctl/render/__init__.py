@@ -14,6 +14,17 @@ def show(name: str, result: Any, console: Console) -> None:
 
         console.say(status(result, console))
         return
+    if name in ("profiles", "optimize", "server.adjust", "recommendations"):
+        from bi_performance_ctl.render import optimizer
+
+        how = {
+            "profiles": optimizer.profiles,
+            "optimize": optimizer.optimized,
+            "server.adjust": optimizer.adjusted,
+            "recommendations": optimizer.recommendations,
+        }
+        console.say(how[name](result, console))
+        return
     from bi_performance_ctl.render import tables
 
     tables.show(name, result, console)

@@ -5,34 +5,64 @@ from __future__ import annotations
 from typing import Any
 
 from bi_performance_ctl.console import Console, visible
-from bi_performance_ctl.render.units import duration, size
+from bi_performance_ctl.render.units import count, duration, known, percent, size
 
 
 def status(result: dict[str, Any], console: Console) -> str:
-    bold = console.paint(f"bi-performance {result['version']}", "1")
+    bold = console.paint(f"bi-performance {visible(result['version'])}", "1")
     lines = [
-        f"{bold}  {console.mark(result['status'])}  profile {result['profile']}"
+        f"{bold}  {console.mark(result['status'])}  profile {visible(result['profile'])}"
         f"  up {duration(result['uptime_seconds'])}",
         "",
     ]
-    for name, part in result["components"].items():
+    components = result["components"].items()
+    names = max((len(visible(name)) for name, _ in components), default=0) + 2
+    states = max((len(visible(part["status"])) for _, part in components), default=0) + 2
+    indent = 2 + names + 2 + states
+    for name, part in components:
         state = part["status"]
-        padding = " " * (9 - len(state))
-        lines.append(f"  {name:9}{console.mark(state)}{padding}{_figures(name, part)}".rstrip())
+        padding = " " * (states - len(visible(state)))
+        figures = _folded(_figures(name, part), indent, console.columns)
+        lines.append(f"  {visible(name):{names}}{console.mark(state)}{padding}{figures}".rstrip())
         if part.get("reason"):
-            lines.append(f"  {'':20}{console.paint(visible(part['reason']), '33')}")
+            lines.append(f"  {'':{indent - 2}}{console.paint(visible(part['reason']), '33')}")
     return "\n".join(lines)
 
 
-def _figures(name: str, part: dict[str, Any]) -> str:
-    if name == "cache":
+def _folded(parts: list[str], indent: int, columns: int | None) -> str:
+    """The parts in one line, or in as many as the terminal needs."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines[-1] else part
+        if lines[-1] and columns is not None and indent + len(longer) > columns:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return ("\n" + " " * indent).join(lines)
+
+
+def _figures(name: str, part: dict[str, Any]) -> list[str]:
+    if name == "cache" and "hits" in part:
         asked = part["hits"] + part["misses"]
-        rate = f"{part['hit_rate']:.1%} of {asked:,} reads hit" if asked else "not read yet"
-        mode = "" if part["mode"] == "on" else f" · mode {part['mode']}"
-        people = "process" if part["clients"] == 1 else "processes"
-        return (
-            f"{rate} · {part['entries']:,} of {part['max_entries']:,} entries"
-            f" · {size(part['size_bytes'])} of {size(part['max_bytes'])}"
-            f" · {part['clients']} {people} attached{mode}"
-        )
-    return str(part.get("url", ""))
+        return [
+            f"{part['hit_rate']:.1%} of {asked:,} reads hit" if asked else "not read yet",
+            f"{part['entries']:,} of {part['max_entries']:,} entries",
+            f"{size(part['size_bytes'])} of {size(part['max_bytes'])}",
+            f"{count(part['clients'], 'process', 'processes')} attached",
+            *([] if part["mode"] == "on" else [f"mode {visible(part['mode'])}"]),
+        ]
+    if name == "monitor" and "cpu_percent" in part:
+        return [
+            f"CPU {known(part['cpu_percent'], percent)}",
+            f"memory {known(part['memory_used_percent'], percent)} used",
+        ]
+    if name == "optimizer" and "profile" in part:
+        adjusted = [visible(key) for key in part.get("adjusted", ())]
+        advice = part["recommendations"]
+        return [
+            f"profile {visible(part['profile'])}",
+            *([f"adjusted: {', '.join(adjusted)}"] if adjusted else []),
+            count(advice, "recommendation") if advice else "no recommendations",
+        ]
+    url = part.get("url")
+    return [visible(str(url))] if url else []

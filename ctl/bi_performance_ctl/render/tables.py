@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -9,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from bi_performance_ctl.console import Console, visible
-from bi_performance_ctl.render.units import size
+from bi_performance_ctl.render.metrics import cache, metrics
+from bi_performance_ctl.render.prose import fold, pairs
+from bi_performance_ctl.render.units import UNKNOWN, count, setting
 
 NARROW = 100
 """Columns below which a table of four is harder to read than lines."""
@@ -23,22 +26,33 @@ def terminal(console: Console) -> Terminal:
     return made
 
 
-def plain_table(*columns: str) -> Table:
+def plain_table(*columns: str, right: Collection[str] = ()) -> Table:
+    """A table without lines; the columns of `right` are numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
     return table
 
 
 def show(name: str, result: Any, console: Console) -> None:
     out = terminal(console)
     if name == "cache.stats":
-        out.print(_stats(result))
+        for line in pairs(cache(result), console, indent=""):
+            console.say(line)
+    elif name == "metrics":
+        if "media_type" in result:
+            console.say(visible(result["text"], lines=True))
+            return
+        for part in metrics(result, console):
+            if isinstance(part, str):
+                console.say(part)
+            else:
+                _print_table(out, part, console)
     elif name == "server.config":
         if out.width < NARROW:
             _config_lines(result, console)
         else:
-            out.print(_config(result))
+            _print_table(out, _config(result), console)
     elif name == "cache.keys":
         for key in result["keys"]:
             text = key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
@@ -46,50 +60,56 @@ def show(name: str, result: Any, console: Console) -> None:
         if result["truncated"]:
             raise_note(out, f"… more than these {len(result['keys'])}; --limit N shows more")
     elif name == "cache.clear":
-        count = result["cleared"]
-        out.print(f"cleared {count:,} {'entry' if count == 1 else 'entries'}")
+        console.say(f"cleared {count(result['cleared'], 'entry', 'entries')}")
     elif name == "cache.delete":
-        out.print("deleted" if result["deleted"] else "there was no such key")
+        console.say("deleted" if result["deleted"] else "there was no such key")
     else:
         console.document(result)
+
+
+def _print_table(out: Terminal, table: object, console: Console) -> None:
+    """A table without the blanks that fill its last column."""
+    with out.capture() as capture:
+        out.print(table)
+    for line in capture.get().splitlines():
+        console.say(line.rstrip())
 
 
 def raise_note(out: Terminal, text: str) -> None:
     out.print(Text(text, style="dim"))
 
 
-def _stats(result: dict[str, Any]) -> Table:
-    table = plain_table("figure", "value")
-    rate = f"{result['hit_rate']:.1%}" if result["hits"] + result["misses"] else "–"
-    amplification = result["write_amplification"]
-    for label, value in (
-        ("hit rate", rate),
-        ("hits", f"{result['hits']:,}"),
-        ("misses", f"{result['misses']:,}"),
-        ("entries", f"{result['entries']:,} of {result['max_entries']:,}"),
-        ("size", f"{size(result['size_bytes'])} of {size(result['max_bytes'])}"),
-        ("sets", f"{result['sets']:,}"),
-        ("deletes", f"{result['deletes']:,}"),
-        ("evictions", f"{result['evictions']:,}"),
-        ("expirations", f"{result['expirations']:,}"),
-        ("rings", f"{size(result['ring_bytes'])}, {result['live_ratio']:.1%} live"),
-        ("write amplification", "–" if amplification is None else f"{amplification:.2f}"),
-        ("attached processes", f"{result['clients']:,}"),
-    ):
-        table.add_row(label, value)
-    return table
+def _exact(value: Any, unit: str | None) -> str:
+    """A value as it is written in the file, and what a large one comes to."""
+    if value is None:
+        return UNKNOWN
+    text = f"{value} {unit or ''}".rstrip()
+    if (unit == "bytes" and value >= 1024) or (unit == "s" and value >= 60):
+        text += f" ({setting(value, unit)})"
+    return visible(text)
+
+
+def _beneath(row: dict[str, Any]) -> str:
+    """What a profile or `config set` lies over."""
+    if not row.get("beneath"):
+        return ""
+    value, origin = row["beneath"]
+    return f"over {_exact(value, row['unit'])}, {visible(origin)}"
 
 
 def _config_lines(result: dict[str, Any], console: Console) -> None:
     for row in result["settings"]:
-        value = "–" if row["value"] is None else f"{row['value']} {row['unit'] or ''}".rstrip()
-        console.say(f"{row['key']} = {visible(value)}")
-        console.say(f"  {console.paint(visible(row['origin']), '2')}")
+        console.say(f"{visible(row['key'])} = {_exact(row['value'], row['unit'])}")
+        for line in fold(visible(row["origin"]), "  ", console):
+            console.say(console.paint(line, "2"))
+        if beneath := _beneath(row):
+            for line in fold(beneath, "  ", console):
+                console.say(console.paint(line, "2"))
 
 
 def _config(result: dict[str, Any]) -> Table:
-    table = plain_table("setting", "value", "unit", "from")
+    table = plain_table("setting", "value", "from")
     for row in result["settings"]:
-        value = "–" if row["value"] is None else str(row["value"])
-        table.add_row(row["key"], Text(value), row["unit"] or "", Text(row["origin"]))
+        origin = "; ".join(part for part in (visible(row["origin"]), _beneath(row)) if part)
+        table.add_row(visible(row["key"]), Text(_exact(row["value"], row["unit"])), Text(origin))
     return table

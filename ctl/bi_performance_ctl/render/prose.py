@@ -1,0 +1,47 @@
+"""Lines of text: folded to the terminal, labels and values in columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from bi_performance_ctl.console import Console, visible
+
+NARROWEST = 30
+"""Columns below which folding only makes it worse."""
+
+
+def fold(text: str, indent: str, console: Console, *, first: str | None = None) -> list[str]:
+    """Text in lines that the terminal shows whole; one line when the output is no terminal."""
+    begin = indent if first is None else first
+    columns = console.columns
+    if columns is None or columns - len(indent) < NARROWEST:
+        return [begin + text]
+    return textwrap.wrap(
+        text,
+        columns,
+        initial_indent=begin,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    ) or [begin]
+
+
+def pairs(rows: Iterable[tuple[str, str]], console: Console, *, indent: str = "  ") -> list[str]:
+    """A label and a value a line, the values below each other; folded where they are long."""
+    found = [(visible(name), visible(value)) for name, value in rows]
+    width = max((len(name) for name, _ in found), default=0) + 2
+    lines = []
+    for name, value in found:
+        begin = f"{indent}{name:{width}}"
+        lines += fold(value, " " * len(begin), console, first=begin)
+    return lines
+
+
+def heading(text: str, console: Console) -> str:
+    return console.paint(visible(text), "1")
+
+
+def joined(parts: Sequence[str | None]) -> str:
+    """Those parts that there are, with a dot between them."""
+    return " · ".join(part for part in parts if part)
