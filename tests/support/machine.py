@@ -218,8 +218,9 @@ class Machine:
             timeout=timeout,
             check=False,
         )
-        if check:
-            said = f"{done.stdout}{done.stderr}"
+        if check and done.returncode:
+            journal = self.run("journalctl", "-n", "20", "-o", "cat", "--no-pager", check=False)
+            said = f"{done.stdout}{done.stderr}\nThe journal's end:\n{journal.stdout}"
             assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{said}"
         return done
 
