@@ -21,6 +21,7 @@ class Local(NamedTuple):
     summary: str
     module: str
     example: str
+    """Commands that work as they stand, one a line."""
 
 
 LOCAL = (
@@ -38,6 +39,14 @@ LOCAL = (
         "bi-performance doctor",
     ),
     Local("logs", "Show the daemon's log for people.", "logs", "bi-performance logs --follow"),
+    Local(
+        "monitor",
+        "Watch the cache, the host and the attached processes as they are now.",
+        "monitor",
+        "bi-performance monitor\n"
+        "bi-performance monitor --interval 10 >> monitor.txt\n"
+        "bi-performance monitor --once",
+    ),
     Local(
         "completion",
         "Print the shell's completion script.",
@@ -76,7 +85,7 @@ def parser_of(words: str, summary: str, example: str | None) -> argparse.Argumen
         description=summary,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"example:\n  {example}" if example else None,
+        epilog=_examples(example) if example else None,
     )
     add = made.add_argument_group("options of every command").add_argument
     add("--socket", metavar="PATH", help="the daemon's control socket")
@@ -84,3 +93,8 @@ def parser_of(words: str, summary: str, example: str | None) -> argparse.Argumen
     add("--timeout", metavar="SECONDS", help="for the daemon's answer (10)")
     add("--no-color", action="store_true", help="no colors (also: NO_COLOR in the environment)")
     return made
+
+
+def _examples(example: str) -> str:
+    lines = example.splitlines()
+    return "\n  ".join(["example:" if len(lines) == 1 else "examples:", *lines])
