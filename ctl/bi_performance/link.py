@@ -258,6 +258,10 @@ class Link:
                 raise
             self._checkin(connection)
             self._come_back()
+            reader = self.reader
+            if isinstance(reader, StoreReader):
+                # Hits do it too; a process that stores much may have few.
+                reader.tell()
             return result
 
     def _checkout(self, *, look: bool) -> tuple[Connection, bool]:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from bi_performance.own import OwnFigures
 from bi_performance_wire import layout as L
 from bi_performance_wire.value import decode_from
 
@@ -109,6 +110,8 @@ class StoreReader:
         self._max_record = control[L.W_MAX_RECORD]
         self._alive = L.W_ALIVE + epoch % L.ALIVE_WORDS
         self.epoch = epoch
+        self._own = OwnFigures()
+        self.tell()
         self.now = 0
         """The boot clock in ns at the last read, so that callers need not ask again."""
 
@@ -201,6 +204,14 @@ class StoreReader:
         page[L.P_LATENCY + min(took.bit_length(), L.LATENCY_BUCKETS - 1)] += 1
         page[L.P_SAMPLES] += 1
         page[L.P_HIT_BYTES] += size * L.SAMPLE_EVERY
+        if began >= self._own.due:
+            self._own.write(page, began)
+
+    def tell(self) -> None:
+        """Write down in the page what the daemon may not see of this process, if it is time."""
+        now = _clock(_BOOT_CLOCK)
+        if now >= self._own.due:
+            self._own.write(self.page, now)
 
     def alive(self) -> bool:
         """Whether the daemon's deadline is in the future."""

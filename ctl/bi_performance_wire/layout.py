@@ -132,6 +132,23 @@ P_LATENCY: Final = 16
 """LATENCY_BUCKETS words: sampled hits by floor(log2(duration in ns))."""
 LATENCY_BUCKETS: Final = 32
 SAMPLE_EVERY: Final = 256
+# What a process tells of itself, for a daemon that may not look: each figure plus one, so that 0 is
+# unknown. The daemon believes none of it where it can look itself.
+P_OWN_AT: Final = 48
+"""The boot clock in ns when the words up to P_OWN_SWAP were written; 0 before."""
+P_OWN_CPU_NS: Final = 49
+"""Processor time since the process's start."""
+P_OWN_RSS: Final = 50
+P_OWN_THREADS: Final = 51
+P_OWN_FILES: Final = 52
+"""Open descriptors."""
+P_OWN_READ: Final = 53
+P_OWN_WRITTEN: Final = 54
+"""Bytes that the process made the disks read and write since its start."""
+P_OWN_SWAP: Final = 55
+P_OWN_PSS_AT: Final = 56
+"""The boot clock in ns when P_OWN_PSS was written; 0 before."""
+P_OWN_PSS: Final = 57
 
 TOUCH_MAX: Final = 3
 """A touch byte saturates here: S3-FIFO looks at two bits."""

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.types import Attached
@@ -23,6 +24,9 @@ def boot_clock() -> int:
 
 MAX_RATE = 20_000_000
 """Reads a second beyond which a client's own counters are not believed."""
+
+IN_FLIGHT = 1000
+"""Reads that a client's threads may be within at one time."""
 
 _FIGURES = (L.P_HITS, L.P_MISSES, L.P_EXPIRED, L.P_TORN, L.P_HIT_BYTES, L.P_OBSERVED)
 
@@ -57,6 +61,45 @@ class Figures:
         self.torn += other.torn
         self.hit_bytes += other.hit_bytes
         self.observed += other.observed
+
+
+class OwnWords(NamedTuple):
+    """What a process told of itself, as it stands in its page: nothing of it is to be believed.
+
+    Each but the two times is None where the process does not know it.
+    """
+
+    at: int = 0
+    """The boot clock in ns; 0 when it told nothing yet."""
+    cpu_ns: int | None = None
+    rss_bytes: int | None = None
+    threads: int | None = None
+    open_files: int | None = None
+    read_bytes: int | None = None
+    write_bytes: int | None = None
+    swap_bytes: int | None = None
+    pss_at: int = 0
+    pss_bytes: int | None = None
+
+    @classmethod
+    def of(cls, words: memoryview[int]) -> OwnWords:
+        def told(word: int) -> int | None:
+            # The words hold one more, so that 0 is unknown.
+            found = words[word]
+            return found - 1 if found else None
+
+        return cls(
+            at=words[L.P_OWN_AT],
+            cpu_ns=told(L.P_OWN_CPU_NS),
+            rss_bytes=told(L.P_OWN_RSS),
+            threads=told(L.P_OWN_THREADS),
+            open_files=told(L.P_OWN_FILES),
+            read_bytes=told(L.P_OWN_READ),
+            write_bytes=told(L.P_OWN_WRITTEN),
+            swap_bytes=told(L.P_OWN_SWAP),
+            pss_at=words[L.P_OWN_PSS_AT],
+            pss_bytes=told(L.P_OWN_PSS),
+        )
 
 
 class TouchMap:
@@ -95,6 +138,8 @@ class Attachment:
     _page: mmap.mmap
     _words: memoryview[int]
     _on_close: Callable[[Attachment], None]
+    attached_at: int
+    """The boot clock in ns."""
     figures: Figures = field(default_factory=Figures)
     plausible: bool = True
     _seen_at: int = 0
@@ -103,9 +148,12 @@ class Attachment:
     def sample(self, now: int) -> Figures:
         """The client's figures, taken over as far as they grew as figures can."""
         if not self.closed and self.plausible:
-            seen = Figures(*(self._words[word] for word in _FIGURES))
-            allowed = (now - self._seen_at) * MAX_RATE // 1_000_000_000 + 1000
             before = self.figures
+            seen = Figures(*(self._words[word] for word in _FIGURES))
+            # A reader that only observes takes back a hit, which was perhaps seen before that.
+            if 0 < before.hits - seen.hits <= IN_FLIGHT:
+                seen.hits = before.hits
+            allowed = (now - self._seen_at) * MAX_RATE // 1_000_000_000 + 1000
             if (
                 0 <= seen.hits - before.hits <= allowed
                 and 0 <= seen.misses - before.misses <= allowed
@@ -116,6 +164,10 @@ class Attachment:
             else:
                 self.plausible = False
         return self.figures
+
+    def own_words(self) -> OwnWords:
+        """What the process tells of itself; of a closed one, nothing."""
+        return OwnWords() if self.closed else OwnWords.of(self._words)
 
     def close(self) -> None:
         """Take the last figures, give back descriptors and mapping. Safe to call twice."""
@@ -187,6 +239,7 @@ class Clients:
             page,
             words,
             closing,
+            now,
             _seen_at=now,
         )
         self.attached[serial] = attachment

@@ -8,7 +8,8 @@ from bi_performance_wire import types
 from bi_performanced.cache.component import Cache
 from bi_performanced.dispatch import Handler
 from bi_performanced.handlers.server import Facts
-from bi_performanced.monitor.component import Monitor, Reading
+from bi_performanced.monitor.component import Monitor
+from bi_performanced.monitor.figures import Reading
 
 
 def handlers(monitor: Monitor, cache: Cache, facts: Facts) -> dict[str, Handler]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bi_performanced.host import Unknown
+from bi_performanced.host.text import reading, text, whole
 
 NO_LIMIT: Final = 1 << 60
 """cgroup v1 says "no limit" with a number near 2^63."""
@@ -22,27 +23,26 @@ class Group(NamedTuple):
 def groups(root: Path, controller: str) -> Group:
     """Where a controller's files are for this process. Raises Unknown."""
     path = root / "proc/self/cgroup"
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise Unknown(f"{path}: {error.strerror}") from None
     base = root / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, own = [*line.split(":", 2), "", ""][:3]
-        if controllers == "" and (base / "cgroup.controllers").exists():
-            return Group(tuple(_upwards(base, own)), 2)
-        if controller in controllers.split(","):
-            together = base / controllers
-            mounted = together if together.is_dir() else base / controller
-            return Group(tuple(_upwards(mounted, own)), 1)
+    with reading(path):
+        for line in text(path).splitlines():
+            _, controllers, own = [*line.split(":", 2), "", ""][:3]
+            if controllers == "" and _there(base / "cgroup.controllers"):
+                return Group(tuple(_upwards(base, own)), 2)
+            if controller in controllers.split(","):
+                together = base / controllers
+                mounted = together if _there(together) else base / controller
+                return Group(tuple(_upwards(mounted, own)), 1)
     raise Unknown(f"{path}: names no group that is mounted at {base}")
 
 
 def _upwards(base: Path, own: str) -> Iterator[Path]:
-    folder = base / own.lstrip("/")
-    while folder == base or base in folder.parents:
-        yield folder
-        folder = folder.parent
+    # A process outside of its namespace's root is in "/../…", which is not mounted here.
+    parts = [part for part in own.split("/") if part]
+    if ".." in parts or "\0" in own:
+        parts = []
+    for end in range(len(parts), -1, -1):
+        yield base.joinpath(*parts[:end])
 
 
 def memory_used(root: Path) -> int:
@@ -55,22 +55,30 @@ def memory_used(root: Path) -> int:
     second = group.version == 2
     name = "memory.current" if second else "memory.usage_in_bytes"
     idle = "inactive_file" if second else "total_inactive_file"
-    for folder in group.folders:
-        found = _number(folder / name)
-        if found is not None:
-            words = _words(folder / "memory.stat")
-            pairs = dict(zip(words[::2], words[1::2], strict=False))
-            text = pairs.get(idle, "0")
-            return max(0, found - (int(text) if text.isdigit() else 0))
-    raise Unknown(f"{group.folders[0] / name}: is not there")
+    # In a container the own group's folder may be what is mounted as the root.
+    folder = next((each for each in group.folders if _there(each / name)), None)
+    if folder is None:
+        raise Unknown(f"{group.folders[0] / name}: is not there")
+    with reading(folder / name):
+        used = whole(text(folder / name).strip())
+    with reading(folder / "memory.stat"):
+        words = text(folder / "memory.stat").split()
+        pairs = dict(zip(words[::2], words[1::2], strict=True))
+        return max(0, used - whole(pairs[idle]))
 
 
 def memory_limit(root: Path) -> int:
     """The least limit in bytes of the group and those it is in. Raises Unknown."""
     group = groups(root, "memory")
     name = "memory.max" if group.version == 2 else "memory.limit_in_bytes"
-    limits = [_number(folder / name) for folder in group.folders]
-    known = [limit for limit in limits if limit is not None and limit < NO_LIMIT]
+    limits = []
+    for folder in group.folders:
+        words = _words(folder / name)
+        if words not in ([], ["max"]):
+            with reading(folder / name):
+                (word,) = words
+                limits.append(whole(word))
+    known = [limit for limit in limits if limit < NO_LIMIT]
     if not known:
         raise Unknown("no control group limits the memory")
     return min(known)
@@ -82,23 +90,37 @@ def cpu_limit(root: Path) -> float:
     found = []
     for folder in group.folders:
         if group.version == 2:
-            words = _words(folder / "cpu.max")
+            path = folder / "cpu.max"
+            words = _words(path)
         else:
-            words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
-        if len(words) == 2 and words[0].isdigit() and words[1].isdigit() and int(words[1]):
-            found.append(int(words[0]) / int(words[1]))
+            path = folder / "cpu.cfs_quota_us"
+            words = _words(path) + _words(folder / "cpu.cfs_period_us")
+        if words and words[0] not in ("max", "-1"):
+            with reading(path):
+                quota, period = (whole(word) for word in words)
+                if not period:
+                    raise ValueError
+                found.append(quota / period)
     if not found:
         raise Unknown("no control group limits the processors")
     return min(found)
 
 
 def _words(path: Path) -> list[str]:
+    """A file's words; none for one that is not there. Raises Unknown for one that is empty."""
+    with reading(path):
+        try:
+            found = text(path).split()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        if not found:
+            raise ValueError
+        return found
+
+
+def _there(path: Path) -> bool:
     try:
-        return path.read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        return []
-
-
-def _number(path: Path) -> int | None:
-    words = _words(path)
-    return int(words[0]) if len(words) == 1 and words[0].isdigit() else None
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""What Linux tells in /proc and /sys, read without any library (proc(5), cgroups(7)).
+"""What Linux tells of this machine in /proc and /sys, read without any library (proc(5)).
 
 Each function reads below a root, raises Unknown with the file and the fault, and believes nothing:
 a file may be missing, hidden by a service's hardening, cut short, or of another form.
@@ -7,171 +7,136 @@ a file may be missing, hidden by a service's hardening, cut short, or of another
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from bi_performanced.host import Unknown
+from bi_performanced.host.text import decimal, reading, text, whole
 
 SECTOR: Final = 512
 """Bytes of a sector in /proc/diskstats, whatever the disk's own are."""
 TICK: Final = os.sysconf("SC_CLK_TCK")
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-_NO_DISKS: Final = ("loop", "ram", "zram", "dm-", "md", "sr", "fd")
+_NO_DISKS: Final = ("loop", "ram", "zram", "dm-", "md", "sr", "fd", "bcache")
 """Block devices that are none, or whose traffic is counted at the disks below them."""
 
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unknown(f"{path}: {error.strerror or error}") from None
-    except (ValueError, IndexError, KeyError):
-        raise Unknown(f"{path}: is not of the form that is known") from None
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace")
+Pair = tuple[int, int]
 
 
 def cpu_seconds(root: Path) -> tuple[float, float]:
     """Seconds of all processors together since boot: in use, and in all."""
     path = root / "proc/stat"
-    with _reading(path):
-        words = _text(path).split("\n", 1)[0].split()
+    with reading(path):
+        words = text(path).split("\n", 1)[0].split()
         if words[0] != "cpu" or len(words) < 5:
             raise ValueError
         # Guest time, from the ninth on, is within user time already.
-        ticks = [int(word) for word in words[1:9]]
+        ticks = [whole(word) for word in words[1:9]]
         total = sum(ticks)
         idle = ticks[3] + (ticks[4] if len(ticks) > 4 else 0)
         return (total - idle) / TICK, total / TICK
 
 
-def memory(root: Path) -> tuple[int, int, int, int]:
-    """Bytes: total and available memory, total and used swap."""
+def _meminfo(root: Path, *names: str) -> list[int]:
+    """Bytes, for lines of /proc/meminfo."""
     path = root / "proc/meminfo"
-    with _reading(path):
+    with reading(path):
         found = {}
-        for line in _text(path).splitlines():
+        for line in text(path).splitlines():
             name, _, rest = line.partition(":")
-            words = rest.split()
-            if words:
-                found[name] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
-        swap = found["SwapTotal"]
-        return found["MemTotal"], found["MemAvailable"], swap, swap - found["SwapFree"]
-
-
-def disk_bytes(root: Path) -> tuple[int, int]:
-    """Bytes read from and written to all disks since boot."""
-    path = root / "proc/diskstats"
-    with _reading(path):
-        whole = set(os.listdir(root / "sys/block"))  # noqa: PTH208 (names)
-        read = written = disks = 0
-        for line in _text(path).splitlines():
-            words = line.split()
-            if words[2] in whole and not words[2].startswith(_NO_DISKS):
-                disks += 1
-                read += int(words[5]) * SECTOR
-                written += int(words[9]) * SECTOR
-        if not disks:
-            raise Unknown(f"{path}: there are no disks")
-        return read, written
-
-
-def network_bytes(root: Path) -> tuple[int, int]:
-    """Bytes received and sent since boot on all interfaces but loopback."""
-    path = root / "proc/net/dev"
-    with _reading(path):
-        received = sent = interfaces = 0
-        for line in _text(path).splitlines()[2:]:
-            name, _, rest = line.partition(":")
-            if name.strip() != "lo":
+            if name in names:
                 words = rest.split()
-                interfaces += 1
-                received += int(words[0])
-                sent += int(words[8])
-        if not interfaces:
+                if words[1:] != ["kB"]:
+                    raise ValueError
+                found[name] = whole(words[0]) * 1024
+        absent = [name for name in names if name not in found]
+        if absent:
+            raise Unknown(f"{path}: does not tell {absent[0]}")
+        return [found[name] for name in names]
+
+
+def memory(root: Path) -> Pair:
+    """Bytes of memory: in all, and available."""
+    total, available = _meminfo(root, "MemTotal", "MemAvailable")
+    return total, available
+
+
+def swap(root: Path) -> Pair:
+    """Bytes of swap space: in all, and in use."""
+    total, free = _meminfo(root, "SwapTotal", "SwapFree")
+    if free > total:
+        raise Unknown(f"{root / 'proc/meminfo'}: tells more free swap space than there is")
+    return total, total - free
+
+
+def disks(root: Path, names: Iterable[str]) -> set[str]:
+    """Of the names of block devices those that are whole disks."""
+    path = root / "sys/block"
+    with reading(path):
+        there = set(os.listdir(path))  # noqa: PTH208 (names)
+    found = {name for name in names if name in there and not name.startswith(_NO_DISKS)}
+    if not found:
+        raise Unknown("there are no disks")
+    return found
+
+
+def disk_bytes(root: Path) -> dict[str, Pair]:
+    """Bytes read from and written to each disk since boot."""
+    path = root / "proc/diskstats"
+    with reading(path):
+        lines = [line.split() for line in text(path).splitlines()]
+        rows = {words[2]: words for words in lines}
+        return {
+            name: (whole(rows[name][5]) * SECTOR, whole(rows[name][9]) * SECTOR)
+            for name in disks(root, rows)
+        }
+
+
+def network_bytes(root: Path) -> dict[str, Pair]:
+    """Bytes received and sent since boot on each interface but loopback."""
+    path = root / "proc/net/dev"
+    with reading(path):
+        found = {}
+        for line in text(path).splitlines()[2:]:
+            name, colon, rest = line.rpartition(":")
+            if not colon:
+                raise ValueError
+            words = rest.split()
+            if name.strip() != "lo":
+                found[name.strip()] = whole(words[0]), whole(words[8])
+        if not found:
             raise Unknown(f"{path}: there is no interface but loopback")
-        return received, sent
+        return found
 
 
 def load(root: Path) -> tuple[float, float, float]:
     """The load averages over 1, 5 and 15 minutes."""
     path = root / "proc/loadavg"
-    with _reading(path):
-        first, second, third = (float(word) for word in _text(path).split()[:3])
+    with reading(path):
+        first, second, third = (decimal(word) for word in text(path).split()[:3])
         return first, second, third
 
 
 def pressure(root: Path, resource: str) -> dict[str, float]:
     """Pressure stall information: percent of the last ten seconds, by `some` and `full`."""
     path = root / "proc/pressure" / resource
-    with _reading(path):
+    with reading(path):
         found = {}
-        for line in _text(path).splitlines():
+        for line in text(path).splitlines():
             kind, average, *_ = line.split()
-            found[kind] = float(average.removeprefix("avg10="))
+            if not average.startswith("avg10="):
+                raise ValueError
+            found[kind] = decimal(average.removeprefix("avg10="))
+            if found[kind] > 100:
+                raise ValueError
         return found
 
 
-def open_files(root: Path) -> tuple[int, int]:
+def open_files(root: Path) -> Pair:
     """Open file descriptions of the host, and the limit."""
     path = root / "proc/sys/fs/file-nr"
-    with _reading(path):
-        used, free, most = (int(word) for word in _text(path).split())
+    with reading(path):
+        used, free, most = (whole(word) for word in text(path).split())
+        if free > used:
+            raise ValueError
         return used - free, most
-
-
-class ProcessTimes(NamedTuple):
-    """What says which process a pid is, and how long it has run."""
-
-    started: int
-    """Ticks after boot; with the pid it names one process and no later one of the same pid."""
-    cpu_seconds: float
-    threads: int
-    rss_bytes: int
-
-
-def process(root: Path, pid: int) -> ProcessTimes:
-    """A process's figures that every user may read."""
-    path = root / "proc" / str(pid) / "stat"
-    with _reading(path):
-        # The name, in parentheses, may hold anything; what follows the last one is ours.
-        words = _text(path).rpartition(")")[2].split()
-        if words[0] in ("Z", "X"):
-            raise Unknown(f"{path}: the process has ended")
-        return ProcessTimes(
-            started=int(words[19]),
-            cpu_seconds=(int(words[11]) + int(words[12])) / TICK,
-            threads=int(words[17]),
-            rss_bytes=int(words[21]) * PAGE,
-        )
-
-
-def process_shares(root: Path, pid: int) -> tuple[int, int]:
-    """Bytes: proportional set size and swap; only of one's own user's processes."""
-    path = root / "proc" / str(pid) / "smaps_rollup"
-    with _reading(path):
-        found = {}
-        for line in _text(path).splitlines()[1:]:
-            name, _, rest = line.partition(":")
-            found[name] = int(rest.split()[0]) * 1024
-        return found["Pss"], found["Swap"]
-
-
-def process_disk_bytes(root: Path, pid: int) -> tuple[int, int]:
-    """Bytes that a process made the disks read and write; only of one's own user's processes."""
-    path = root / "proc" / str(pid) / "io"
-    with _reading(path):
-        found = dict(line.split(": ", 1) for line in _text(path).splitlines())
-        return int(found["read_bytes"]), int(found["write_bytes"])
-
-
-def process_files(root: Path, pid: int) -> int:
-    """Open descriptors; only of one's own user's processes."""
-    path = root / "proc" / str(pid) / "fd"
-    with _reading(path):
-        return len(os.listdir(path))  # noqa: PTH208 (a count)

@@ -6,6 +6,7 @@ to the one who asks, who has the counters. A figure that is unknown is absent.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -75,33 +76,51 @@ class _Collector:
             yield family
         for name, doc in _GAUGES.items():
             yield _gauge(f"cache_{name}", doc, getattr(metrics.cache, name))
-        for figure in HOST:
-            if _is_told(figure) and (value := metrics.system.get(figure.name)) is not None:
-                yield _gauge(*_conventional("host", figure), _base(figure, value))
-        for figure in PROCESS:
-            if _is_told(figure) and (value := metrics.daemon.get(figure.name)) is not None:
-                yield _gauge(*_conventional("daemon", figure), _base(figure, value))
+        yield from _single("host", HOST, metrics.system)
+        yield from _single("daemon", PROCESS, metrics.daemon)
         yield from _processes(metrics.processes)
 
 
+def _single(part: str, figures: tuple[Figure, ...], found: dict[str, Any]) -> Iterator[Metric]:
+    for figure in filter(_is_told, figures):
+        if (value := found[figure.name]) is not None:
+            family = _family(part, figure)
+            family.add_metric([], _base(figure, value))
+            yield family
+
+
 def _processes(processes: list[dict[str, Any]]) -> Iterator[Metric]:
+    labels = list(_labels(processes))
     for name in ("hits", "misses"):
         doc = f"an attached process: {_COUNTERS[name]}"
         family = CounterMetricFamily(f"{_PREFIX}_process_cache_{name}", doc, labels=_LABELS)
-        for each in processes:
-            family.add_metric(_labels(each), each[name])
+        for each, values in zip(processes, labels, strict=True):
+            family.add_metric(values, each[name])
         yield family
     for figure in filter(_is_told, PROCESS):
-        name, doc = _conventional("process", figure)
-        gauge = GaugeMetricFamily(f"{_PREFIX}_{name}", doc, labels=_LABELS)
-        for each in processes:
-            if (value := each.get(figure.name)) is not None:
-                gauge.add_metric(_labels(each), _base(figure, value))
-        yield gauge
+        told = _family("process", figure, _LABELS)
+        for each, values in zip(processes, labels, strict=True):
+            if (value := each[figure.name]) is not None:
+                told.add_metric(values, _base(figure, value))
+        yield told
 
 
-def _labels(process: dict[str, Any]) -> list[str]:
-    return [process["instance"][:16], process["name"], str(process["pid"] or "")]
+def _family(
+    part: str, figure: Figure, labels: tuple[str, ...] = ()
+) -> CounterMetricFamily | GaugeMetricFamily:
+    kind = CounterMetricFamily if figure.counts else GaugeMetricFamily
+    name, doc = _conventional(part, figure)
+    return kind(f"{_PREFIX}_{name}", doc, labels=labels)
+
+
+def _labels(processes: list[dict[str, Any]]) -> Iterator[list[str]]:
+    seen: Counter[str] = Counter()
+    for each in processes:
+        instance = each["instance"]
+        seen[instance] += 1
+        # A process names itself: two of one name must not cost the others their scrape.
+        again = f"-{seen[instance]}" if seen[instance] > 1 else ""
+        yield [instance + again, each["name"], str(each["pid"] or "")]
 
 
 def _is_told(figure: Figure) -> bool:
@@ -112,6 +131,8 @@ def _conventional(part: str, figure: Figure) -> tuple[str, str]:
     """Name and help of a figure by the conventions."""
     name = figure.name.replace("rss_bytes", "resident_memory_bytes")
     name = name.replace("pss_bytes", "proportional_memory_bytes")
+    # A name that ends in _count is a histogram's.
+    name = name.replace("cpu_count", "cpus")
     name = name.replace("cpu_percent", "cpu_usage_ratio").replace("_percent", "_ratio")
     for span in ("1m", "5m", "15m"):
         name = name.replace(f"load_{span}", f"load{span[:-1]}")

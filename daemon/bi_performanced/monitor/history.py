@@ -12,8 +12,11 @@ from typing import Any, Final
 
 SECONDS: Final = 600
 MINUTES: Final = 1440
-_MAGIC: Final = b"BIHISTORY1\n"
+_KIND: Final = b"BIHISTORY"
+_MAGIC: Final = _KIND + b"1\n"
 _MAX_HEAD: Final = 1 << 16
+MAX_BYTES: Final = 1 << 24
+"""Of a file, beyond which it is none of ours."""
 NAN: Final = math.nan
 
 
@@ -44,6 +47,8 @@ class Track:
 
     def last(self, name: str, count: int) -> list[float | None]:
         """The newest values of a series, oldest first."""
+        if count <= 0:
+            return []
         return [_known(value) for value in self._ordered(self._values[name])[-count:]]
 
     def times(self) -> list[float]:
@@ -52,14 +57,6 @@ class Track:
     def series(self) -> dict[str, list[float | None]]:
         """Every series, oldest first."""
         return {name: self.last(name, self.count) for name in self.names}
-
-    def mean(self, count: int) -> dict[str, float | None]:
-        """The mean of the newest `count` points of every series, of those that are known."""
-        found = {}
-        for name in self.names:
-            known = [value for value in self.last(name, count) if value is not None]
-            found[name] = sum(known) / len(known) if known else None
-        return found
 
     def _ordered(self, values: array[float]) -> array[float]:
         if self.count < self.size:
@@ -78,9 +75,36 @@ class Track:
         columns = [array("d") for _ in range(1 + len(names))]
         for place, column in enumerate(columns):
             column.frombytes(data[8 * count * place : 8 * count * (place + 1)])
+        if not all(map(math.isfinite, columns[0])):
+            raise ValueError("it has points without a time")
         by_name = dict(zip(names, columns[1:], strict=True))
         for at in range(count):
             self.add(columns[0][at], {name: by_name[name][at] for name in by_name})
+
+
+class Mean:
+    """The mean of every series over the samples since the last one was taken."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._sums = dict.fromkeys(names, 0.0)
+        self._counts = dict.fromkeys(self._sums, 0)
+
+    def add(self, sample: Mapping[str, float | None]) -> None:
+        """Count in what is known."""
+        for name in self._sums:
+            if (value := sample.get(name)) is not None:
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def take(self) -> dict[str, float | None]:
+        """The means, None for what was never known; and begin anew."""
+        found = {
+            name: self._sums[name] / count if count else None
+            for name, count in self._counts.items()
+        }
+        self._sums = dict.fromkeys(self._sums, 0.0)
+        self._counts = dict.fromkeys(self._sums, 0)
+        return found
 
 
 class History:
@@ -102,6 +126,8 @@ class History:
 
     def load(self, data: bytes) -> None:
         """Take up a file's content; raises ValueError for what is none."""
+        if data.startswith(_KIND) and not data.startswith(_MAGIC):
+            raise ValueError("it is of another version's form")
         if not data.startswith(_MAGIC):
             raise ValueError("it does not begin as a history")
         head, newline, body = data[len(_MAGIC) :].partition(b"\n")
@@ -111,7 +137,7 @@ class History:
             found: dict[str, Any] = json.loads(head)
             names = [str(name) for name in found["names"]]
             first, second = (int(count) for count in found["counts"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"its head cannot be read: {error}") from None
         split = 8 * first * (1 + len(names))
         self.seconds.load(body[:split], names, first)
@@ -133,4 +159,4 @@ class History:
 
 
 def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from bi_performanced.host import Unknown, cgroups, procfs
-from bi_performanced.monitor.figures import HOST, Reasons, Sample
+from bi_performanced.host.procfs import Pair
+from bi_performanced.monitor.figures import HOST, Reading, Reasons, Sample
 
 
 class Source(Protocol):
@@ -19,9 +20,10 @@ class Source(Protocol):
     name: str
 
     def cpu_seconds(self) -> tuple[float, float]: ...
-    def memory(self) -> tuple[int, int, int, int]: ...
-    def disk_bytes(self) -> tuple[int, int]: ...
-    def network_bytes(self) -> tuple[int, int]: ...
+    def memory(self) -> Pair: ...
+    def swap(self) -> Pair: ...
+    def disk_bytes(self) -> dict[str, Pair]: ...
+    def network_bytes(self) -> dict[str, Pair]: ...
 
 
 class ProcfsSource:
@@ -35,13 +37,16 @@ class ProcfsSource:
     def cpu_seconds(self) -> tuple[float, float]:
         return procfs.cpu_seconds(self._root)
 
-    def memory(self) -> tuple[int, int, int, int]:
+    def memory(self) -> Pair:
         return procfs.memory(self._root)
 
-    def disk_bytes(self) -> tuple[int, int]:
+    def swap(self) -> Pair:
+        return procfs.swap(self._root)
+
+    def disk_bytes(self) -> dict[str, Pair]:
         return procfs.disk_bytes(self._root)
 
-    def network_bytes(self) -> tuple[int, int]:
+    def network_bytes(self) -> dict[str, Pair]:
         return procfs.network_bytes(self._root)
 
 
@@ -59,23 +64,29 @@ class PsutilSource:
         total = sum(times[:8])
         return total - times.idle - getattr(times, "iowait", 0.0), total
 
-    def memory(self) -> tuple[int, int, int, int]:
-        memory, swap = self._ask(self._psutil.virtual_memory), self._ask(self._psutil.swap_memory)
-        return memory.total, memory.available, swap.total, swap.used
+    def memory(self) -> Pair:
+        found = self._ask(self._psutil.virtual_memory)
+        return found.total, found.available
 
-    def disk_bytes(self) -> tuple[int, int]:
-        found = self._ask(self._psutil.disk_io_counters)
-        if found is None:
-            raise Unknown("psutil: there are no disks")
-        return found.read_bytes, found.write_bytes
+    def swap(self) -> Pair:
+        # Not psutil's: for two numbers it reads a second, larger file, and warns when it is hidden.
+        return procfs.swap(Path("/"))
 
-    def network_bytes(self) -> tuple[int, int]:
-        found = dict(self._ask(lambda: self._psutil.net_io_counters(pernic=True)))
+    def disk_bytes(self) -> dict[str, Pair]:
+        ask = partial(self._psutil.disk_io_counters, perdisk=True, nowrap=False)
+        found = self._ask(ask) or {}
+        return {
+            name: (found[name].read_bytes, found[name].write_bytes)
+            for name in procfs.disks(Path("/"), found)
+        }
+
+    def network_bytes(self) -> dict[str, Pair]:
+        ask = partial(self._psutil.net_io_counters, pernic=True, nowrap=False)
+        found = dict(self._ask(ask))
         found.pop("lo", None)
         if not found:
             raise Unknown("psutil: there is no interface but loopback")
-        each = found.values()
-        return sum(one.bytes_recv for one in each), sum(one.bytes_sent for one in each)
+        return {name: (each.bytes_recv, each.bytes_sent) for name, each in found.items()}
 
     def _ask(self, what: Callable[[], Any]) -> Any:
         try:
@@ -98,12 +109,37 @@ def best_source(root: Path = Path("/")) -> Source:
 
 
 _PRESSURES: Final = {"cpu": ("some",), "memory": ("some", "full"), "io": ("some", "full")}
+LIMITS_EVERY: Final = 30
+"""Reads between two looks at the limits of control groups, which seldom change."""
+NEEDS_TWO: Final = "needs two samples"
 
 
-class _Totals(NamedTuple):
-    at: float
-    first: float
-    second: float
+class _Flow:
+    """What passed through devices: since the last look as a rate, since the first one as a sum."""
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+        self._before: dict[str, Pair] = {}
+        self._sum = (0, 0)
+
+    def look(self, now: float, found: dict[str, Pair]) -> tuple[float | None, ...]:
+        """Two rates, None when there are none yet, and two sums.
+
+        A device that came or went between two looks counts from the next one on; one whose
+        counters went back was replaced or has wrapped, and what it did is left out.
+        """
+        before, at = self._before, self._at
+        self._before, self._at = found, now
+        first = second = 0
+        for name, (one, other) in found.items():
+            if name in before and one >= before[name][0] and other >= before[name][1]:
+                first += one - before[name][0]
+                second += other - before[name][1]
+        self._sum = self._sum[0] + first, self._sum[1] + second
+        if at is None or now <= at:
+            return None, None, *self._sum
+        seconds = now - at
+        return first / seconds, second / seconds, *self._sum
 
 
 class HostReader:
@@ -118,71 +154,63 @@ class HostReader:
         self._root = root
         self.source = source or best_source(root)
         self._clock = clock
-        self._before: dict[str, _Totals] = {}
+        self._cpu: tuple[float, float] | None = None
+        self._flows = {"disk": _Flow(), "network": _Flow()}
+        self._limits: tuple[Sample, Reasons] = {}, {}
+        self._reads = 0
 
-    def read(self) -> tuple[Sample, Reasons]:
+    def read(self) -> Reading:
         """A value or null for each figure of HOST, and why the nulls are null."""
         sample: Sample = {figure.name: None for figure in HOST}
         reasons: Reasons = {}
-
-        def take(names: tuple[str, ...], how: Callable[[], tuple[float | None, ...]]) -> None:
-            try:
-                sample.update(zip(names, how(), strict=True))
-            except Unknown as unknown:
-                reasons.update(dict.fromkeys(names, str(unknown)))
-
+        take = partial(_take, sample, reasons)
         take(("cpu_percent",), self._cpu_percent)
         take(("cpu_count",), lambda: (os.cpu_count(),))
         take(("load_1m", "load_5m", "load_15m"), lambda: procfs.load(self._root))
-        take(
-            (
-                "memory_total_bytes",
-                "memory_available_bytes",
-                "swap_total_bytes",
-                "swap_used_bytes",
-                "memory_used_percent",
-            ),
-            self._memory,
-        )
-        for what, (first, second), totals in (
+        memory = ("memory_total_bytes", "memory_available_bytes", "memory_used_percent")
+        take(memory, self._memory)
+        take(("swap_total_bytes", "swap_used_bytes"), self.source.swap)
+        for what, kinds, how in (
             ("disk", ("read", "write"), self.source.disk_bytes),
             ("network", ("receive", "send"), self.source.network_bytes),
         ):
-            rates = tuple(f"{what}_{name}_bytes_per_second" for name in (first, second))
-            take(rates, partial(self._rates, what, totals))
-        for resource, kinds in _PRESSURES.items():
-            names = tuple(f"pressure_{resource}_{kind}_percent" for kind in kinds)
-            take(names, partial(self._pressure, resource, kinds))
+            flow = [f"{what}_{kind}_bytes_per_second" for kind in kinds]
+            flow += [f"{what}_{kind}_bytes" for kind in kinds]
+            take(tuple(flow), partial(self._flow, what, how))
+        for resource, shares in _PRESSURES.items():
+            stalls = tuple(f"pressure_{resource}_{share}_percent" for share in shares)
+            take(stalls, partial(self._pressure, resource, shares))
         take(("open_files", "open_files_max"), lambda: procfs.open_files(self._root))
         take(("cgroup_memory_bytes",), lambda: (cgroups.memory_used(self._root),))
-        take(("cgroup_memory_limit_bytes",), lambda: (cgroups.memory_limit(self._root),))
-        take(("cgroup_cpu_limit",), lambda: (cgroups.cpu_limit(self._root),))
-        return sample, reasons
+        if self._reads % LIMITS_EVERY == 0:
+            limits = partial(_take, *self._limits)
+            self._limits[0].clear()
+            self._limits[1].clear()
+            limits(("cgroup_memory_limit_bytes",), lambda: (cgroups.memory_limit(self._root),))
+            limits(("cgroup_cpu_limit",), lambda: (cgroups.cpu_limit(self._root),))
+        self._reads += 1
+        sample.update(self._limits[0])
+        reasons.update(self._limits[1])
+        return Reading(sample, reasons)
 
     def _memory(self) -> tuple[float, ...]:
-        total, available, swap, swap_used = self.source.memory()
-        return total, available, swap, swap_used, 100.0 * (total - available) / total
+        total, available = self.source.memory()
+        if not 0 <= available <= total or not total:
+            raise Unknown("more memory is said to be available than there is")
+        return total, available, 100.0 * (total - available) / total
 
     def _cpu_percent(self) -> tuple[float]:
         busy, total = self.source.cpu_seconds()
-        before = self._before.get("cpu")
-        self._before["cpu"] = _Totals(0.0, busy, total)
-        if before is None or total <= before.second or busy < before.first:
-            raise Unknown("needs two samples")
-        return (min(100.0, 100.0 * (busy - before.first) / (total - before.second)),)
+        before, self._cpu = self._cpu, (busy, total)
+        if before is None:
+            raise Unknown(NEEDS_TWO)
+        if total <= before[1] or busy < before[0]:
+            raise Unknown("the processors' counters did not grow between two samples")
+        return (min(100.0, 100.0 * (busy - before[0]) / (total - before[1])),)
 
-    def _rates(self, what: str, how: Callable[[], tuple[int, int]]) -> tuple[float, float]:
-        totals = how()
-        now = self._clock()
-        before = self._before.get(what)
-        self._before[what] = _Totals(now, *totals)
-        if before is None or now <= before.at:
-            raise Unknown("needs two samples")
-        first, second = totals[0] - before.first, totals[1] - before.second
-        if first < 0 or second < 0:
-            raise Unknown("a device went away between two samples")
-        seconds = now - before.at
-        return first / seconds, second / seconds
+    def _flow(self, what: str, how: Callable[[], dict[str, Pair]]) -> tuple[float | None, ...]:
+        found = how()
+        return self._flows[what].look(self._clock(), found)
 
     def _pressure(self, resource: str, kinds: tuple[str, ...]) -> tuple[float, ...]:
         found = procfs.pressure(self._root, resource)
@@ -190,3 +218,21 @@ class HostReader:
             return tuple(found[kind] for kind in kinds)
         except KeyError:
             raise Unknown(f"the kernel does not tell {resource} pressure in full") from None
+
+
+def _take(
+    sample: Sample,
+    reasons: Reasons,
+    names: tuple[str, ...],
+    how: Callable[[], tuple[float | None, ...]],
+) -> None:
+    """Put what `how` returns under the names, and say why those that are None are so."""
+    try:
+        found = how()
+    except Unknown as unknown:
+        reasons.update(dict.fromkeys(names, str(unknown)))
+        found = (None,) * len(names)
+    for name, value in zip(names, found, strict=True):
+        sample[name] = value
+        if value is None:
+            reasons.setdefault(name, NEEDS_TWO)

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Final
 
-from bi_performanced.host import Unknown, procfs
-from bi_performanced.monitor.figures import PROCESS, Reasons, Sample
+from bi_performanced.cache.clients import OwnWords
+from bi_performanced.host import Unknown
+from bi_performanced.host.processes import Folder, Times
+from bi_performanced.host.procfs import TICK
+from bi_performanced.monitor.figures import OWN_PAGE, PROCESS, Reading, Reasons, Sample
+from bi_performanced.monitor.host import NEEDS_TWO
+
+STALE: Final = 180.0
+"""Seconds after which what a process told of itself is told no more."""
+STALE_PSS: Final = 600.0
+"""The same for its proportional set size, which it looks at less often."""
+_MOST: Final = {
+    "rss_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    "pss_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    "swap_bytes": 1 << 48,
+    "threads": 1 << 22,
+    "open_files": 1 << 30,
+    "read_bytes": 1 << 60,
+    "write_bytes": 1 << 60,
+    "cpu_seconds": 1 << 40,
+}
+"""Beyond which a process is not believed."""
+_LARGEST_RATE: Final = 1 << 40
+
+
+class _Rate:
+    """A counter's growth in a second, between two looks; each look has a time of its own."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = None
+        self._last: float | None = None
+
+    def look(self, at: float, value: float) -> float:
+        """Raises Unknown on the first look, and on one that went back."""
+        before = self._before
+        if before is not None and at == before[0]:
+            # Nothing new: what a process tells of itself is seldom written.
+            if self._last is None:
+                raise Unknown(NEEDS_TWO)
+            return self._last
+        self._before, self._last = (at, value), None
+        if before is None or at < before[0]:
+            raise Unknown(NEEDS_TWO)
+        if value < before[1]:
+            raise Unknown("the counter went back")
+        self._last = (value - before[1]) / (at - before[0])
+        return self._last
 
 
 class ProcessReader:
@@ -18,76 +66,154 @@ class ProcessReader:
         pid: int,
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
+        *,
+        before: int | None = None,
     ) -> None:
-        """`pid` 0 stands for a process in a namespace that this one cannot see into."""
+        """`pid` 0 stands for a process in a namespace that this one cannot see into.
+
+        `before` is a time on the boot clock in ns: a process that started later is another one.
+        """
         self.pid = pid
         self._root = root
         self._clock = clock
+        self._before = before
         self._started: int | None = None
-        self._cpu: tuple[float, float] | None = None
-        self._disk: tuple[float, int, int] | None = None
-        self._shares: tuple[int, int] | Unknown | None = None
-        if pid:
-            try:
-                self._started = procfs.process(root, pid).started
-            except Unknown:
-                # It ended at once, or /proc is hidden: each reading says so.
-                self._started = None
+        self._rates: dict[str, _Rate] = {}
+        self._pss: tuple[float | None, str] = (None, "it has not been looked at yet")
+        self.seconds_for_pss = 0.0
+        """How long the last look at the proportional set size took."""
 
-    def read(self, *, shares: bool) -> tuple[Sample, Reasons]:
+    def read(self, *, shares: bool, own: OwnWords | None = None, now: int = 0) -> Reading:
         """A value or null for each figure of PROCESS, and why the nulls are null.
 
         `shares`: look at the proportional set size too, which walks the process's whole memory;
-        else it is the one that was seen last.
+        else it is the one that was seen last. `own` is what the process tells of itself, taken at
+        `now` on the boot clock: used only for what cannot be seen from here.
         """
-        sample: Sample = {figure.name: None for figure in PROCESS}
+        sample: Sample = dict.fromkeys(figure.name for figure in PROCESS)
         reasons: Reasons = {}
-
-        def take(names: tuple[str, ...], how: Callable[[], tuple[float, ...]]) -> None:
-            try:
-                sample.update(zip(names, how(), strict=True))
-            except Unknown as unknown:
-                reasons.update(dict.fromkeys(names, str(unknown)))
-
-        if not self.pid:
-            reason = "the process is in another PID namespace"
-            return sample, dict.fromkeys(sample, reason)
         try:
-            times = procfs.process(self._root, self.pid)
-            if times.started != self._started:
-                raise Unknown("the process has ended, and another has its pid")
+            self._look(sample, reasons, shares)
         except Unknown as unknown:
-            return sample, dict.fromkeys(sample, str(unknown))
-        sample["rss_bytes"], sample["threads"] = times.rss_bytes, times.threads
-        take(("cpu_percent",), lambda: (self._cpu_percent(times.cpu_seconds),))
-        if shares or self._shares is None:
+            for name in sample:
+                sample[name], reasons[name] = None, str(unknown)
+        sources: dict[str, str] = {}
+        ended = any("has ended" in reason for reason in reasons.values())
+        if own is not None and not ended:
+            for name in [name for name in sample if sample[name] is None]:
+                self._ask(name, own, now, sample, reasons, sources)
+        return Reading(sample, reasons, sources)
+
+    # ── as the kernel says
+
+    def _look(self, sample: Sample, reasons: Reasons, shares: bool) -> None:
+        if not self.pid:
+            raise Unknown("the process is in another PID namespace")
+
+        def take(name: str, how: Callable[[], float]) -> None:
             try:
-                self._shares = procfs.process_shares(self._root, self.pid)
+                sample[name] = how()
             except Unknown as unknown:
-                self._shares = unknown
-        take(("pss_bytes", "swap_bytes"), self._seen_shares)
-        take(("read_bytes_per_second", "write_bytes_per_second"), self._disk_rates)
-        take(("open_files",), lambda: (procfs.process_files(self._root, self.pid),))
-        return sample, reasons
+                reasons[name] = str(unknown)
 
-    def _seen_shares(self) -> tuple[float, float]:
-        if isinstance(self._shares, Unknown):
-            raise self._shares
-        assert self._shares is not None
-        return self._shares
+        with Folder(self._root, self.pid) as folder:
+            times = folder.times()
+            self._check(times)
+            sample["rss_bytes"], sample["threads"] = times.rss_bytes, times.threads
+            sample["cpu_seconds"] = times.cpu_seconds
+            now = self._clock()
+            take("cpu_percent", lambda: 100 * self._rate("cpu").look(now, times.cpu_seconds))
+            take("swap_bytes", folder.swap_bytes)
+            take("open_files", folder.open_files)
+            try:
+                read, written = folder.disk_bytes()
+            except Unknown as unknown:
+                for name in ("read", "write"):
+                    for kind in ("bytes", "bytes_per_second"):
+                        reasons[f"{name}_{kind}"] = str(unknown)
+            else:
+                now = self._clock()
+                for name, count in (("read", read), ("write", written)):
+                    sample[f"{name}_bytes"] = count
+                    take(f"{name}_bytes_per_second", partial(self._rate(name).look, now, count))
+            if shares:
+                self._look_at_pss(folder)
+        value, reason = self._pss
+        sample["pss_bytes"] = value
+        if value is None:
+            reasons["pss_bytes"] = reason
 
-    def _cpu_percent(self, seconds: float) -> float:
-        now = self._clock()
-        before, self._cpu = self._cpu, (now, seconds)
-        if before is None or now <= before[0]:
-            raise Unknown("needs two samples")
-        return max(0.0, 100.0 * (seconds - before[1]) / (now - before[0]))
+    def _check(self, times: Times) -> None:
+        if self._started is None:
+            # A tick of leeway: a start is told in ticks.
+            if self._before is not None and times.started - 1 > self._before * TICK // 10**9:
+                raise Unknown("the process has ended, and another has its pid")
+            self._started = times.started
+        elif times.started != self._started:
+            raise Unknown("the process has ended, and another has its pid")
 
-    def _disk_rates(self) -> tuple[float, float]:
-        read, written = procfs.process_disk_bytes(self._root, self.pid)
-        now = self._clock()
-        before, self._disk = self._disk, (now, read, written)
-        if before is None or now <= before[0]:
-            raise Unknown("needs two samples")
-        seconds = now - before[0]
-        return max(0, read - before[1]) / seconds, max(0, written - before[2]) / seconds
+    def _look_at_pss(self, folder: Folder) -> None:
+        began = time.monotonic()
+        try:
+            self._pss = folder.pss_bytes(), ""
+        except Unknown as unknown:
+            self._pss = None, str(unknown)
+        self.seconds_for_pss = time.monotonic() - began
+
+    def _rate(self, name: str) -> _Rate:
+        return self._rates.setdefault(name, _Rate())
+
+    # ── as it says itself
+
+    def _ask(
+        self,
+        name: str,
+        own: OwnWords,
+        now: int,
+        sample: Sample,
+        reasons: Reasons,
+        sources: dict[str, str],
+    ) -> None:
+        """Fill in one figure from the process's own page, or say why that has none either."""
+        if reasons[name] == NEEDS_TWO:
+            # It can be seen from here: with the next sample it is.
+            return
+        try:
+            sample[name] = self._told(name, own, now)
+        except Unknown as unknown:
+            reasons[name] = f"{reasons[name]}; the process's own page: {unknown}"
+        else:
+            del reasons[name]
+            sources[name] = OWN_PAGE
+
+    def _told(self, name: str, own: OwnWords, now: int) -> float:
+        at = own.pss_at if name == "pss_bytes" else own.at
+        if not at:
+            raise Unknown("tells nothing yet")
+        if at > now:
+            raise Unknown("is of the future, and not believed")
+        if now - at > 1e9 * (STALE_PSS if name == "pss_bytes" else STALE):
+            raise Unknown(f"was written {(now - at) / 1e9:.0f} s ago")
+        if name == "cpu_percent":
+            most = 100.0 * (os.cpu_count() or 1) * 1.1 + 10
+            return self._told_rate(name, at, own.cpu_ns, 100e-9, most)
+        if name.endswith("_per_second"):
+            count = getattr(own, name.removesuffix("_per_second"))
+            return self._told_rate(name, at, count, 1, _LARGEST_RATE)
+        value = own.cpu_ns if name == "cpu_seconds" else getattr(own, name)
+        if value is None:
+            raise Unknown("does not tell it")
+        told: float = value / 1e9 if name == "cpu_seconds" else value
+        if told > _MOST[name]:
+            raise Unknown("tells what cannot be")
+        return told
+
+    def _told_rate(
+        self, name: str, at: int, count: int | None, factor: float, most: float
+    ) -> float:
+        if count is None:
+            raise Unknown("does not tell it")
+        found = factor * self._rate(f"own {name}").look(at / 1e9, count)
+        if found > most:
+            raise Unknown("tells what cannot be")
+        return found
