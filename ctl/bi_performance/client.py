@@ -156,6 +156,7 @@ class _Common:
 
     def _set_args(self, key: Key, value: Any, ttl: float | None) -> dict[str, Any] | None:
         """The arguments to store a value; None for one that is too large, which has been said."""
+        self._link.keep_up()
         args: dict[str, Any] = {
             "key": key_bytes(key),
             "payload": encode(value, compress=self._link.compression),
@@ -180,6 +181,7 @@ class _Common:
         Those that are too large are left out.
         """
         extra: dict[str, Any] = {}
+        self._link.keep_up()
         if (seconds := check_ttl(ttl)) is not None:
             extra["ttl"] = seconds
         compress = self._link.compression

@@ -228,6 +228,12 @@ class Link:
             for fd in fds:
                 os.close(fd)
 
+    def keep_up(self) -> None:
+        """Attach again if what the daemon told at the last time is no longer what it goes by."""
+        reader = self.reader
+        if isinstance(reader, StoreReader) and not reader.alive():
+            self.attach()
+
     # ── requests
 
     def request(

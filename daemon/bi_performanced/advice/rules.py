@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from bi_performance_wire.types import Severity
 from bi_performanced.advice.window import Evidence
+from bi_performanced.cache.opening import START_BYTES
 
 MIN_READS: Final = 1000
 MIN_SETS: Final = 200
@@ -22,15 +23,18 @@ RETURNS: Final = 0.1
 """Share of new entries that had been evicted lately, from which the store is too small."""
 REFILLS: Final = 0.5
 """Share of new entries that had expired, from which the time to live is too short."""
+LONGER: Final = 4
+"""By how much the time to live is made longer at least, so that most reloads are spared."""
 WANTED_AGAIN: Final = 0.9
-"""Share of the refills that the recommended time to live would have spared."""
+"""Share of the refills that came within the age which is told and gone by."""
 LONGEST_TTL: Final = 86_400.0
 UNCOMPRESSED: Final = 0.1
 """Share of the large values that took less room compressed, below which trying is not worth it."""
 UNREAD: Final = 0.5
 """Share of the departed entries that nobody read, from which a prefix is named."""
-IDLE: Final = 0.25
-"""Share of the store's limit that live entries never passed, below which it is too large."""
+ROOM_TO_GROW: Final = 4
+"""A store that could be halved, and would still hold so many times what was ever in it, is too
+large."""
 SMALLEST_STORE: Final = 4 << 20
 PRESSURE_SAMPLES: Final = 10
 MEMORY_USED: Final = 90.0
@@ -65,6 +69,10 @@ def _size(count: float) -> str:
 
 def _set(key: str, value: object) -> str:
     return f"bi-performance config set {key} {value}"
+
+
+def _seconds(count: float) -> str:
+    return f"{count:.0f} s" if count < 7200 else f"{count / 3600:.0f} h"
 
 
 def too_small(seen: Evidence) -> Finding | None:
@@ -128,8 +136,8 @@ def expiry(seen: Evidence) -> Finding | None:
     age = seen.departures.age_of_refills(WANTED_AGAIN)
     if age is None:
         return None
-    ttl = max(2 * seen.default_ttl, age)
-    if ttl > LONGEST_TTL:
+    ttl = min(LONGEST_TTL, max(LONGER * seen.default_ttl, 2 * age))
+    if ttl <= seen.default_ttl:
         return None
     return Finding(
         "cache.expiry",
@@ -146,7 +154,8 @@ def expiry(seen: Evidence) -> Finding | None:
         ),
         "Serve entries for longer, if what they hold stays right for as long.",
         _set("cache.default_ttl", f"{ttl:g}"),
-        f"nine in ten of those {refilled:,} reloads become hits",
+        f"one load serves the reads of {_seconds(ttl)} instead of {_seconds(seen.default_ttl)}:"
+        f" most of those {refilled:,} reloads become hits",
     )
 
 
@@ -202,9 +211,9 @@ def never_read(seen: Evidence) -> Finding | None:
 
 def oversized(seen: Evidence) -> Finding | None:
     """A store that is much larger than what was ever in it."""
-    if not seen.whole or seen.peak_live_bytes > IDLE * seen.store_limit:
+    if not seen.whole or seen.reads < MIN_READS or not seen.peak_live_bytes:
         return None
-    wanted = max(SMALLEST_STORE, _whole_mib(2 * seen.peak_live_bytes))
+    wanted = max(START_BYTES, _whole_mib(ROOM_TO_GROW * seen.peak_live_bytes))
     if wanted > seen.store_limit // 2:
         return None
     freed = round(seen.store_bytes * (1 - wanted / seen.store_limit))
@@ -214,7 +223,8 @@ def oversized(seen: Evidence) -> Finding | None:
         f"the store takes {_size(seen.store_bytes)} for at most {_size(seen.peak_live_bytes)}",
         _evidence(
             seen,
-            seen.entries,
+            seen.reads,
+            entries=seen.entries,
             store_bytes=seen.store_bytes,
             peak_size_bytes=seen.peak_live_bytes,
         ),

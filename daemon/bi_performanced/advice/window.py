@@ -83,7 +83,7 @@ class Window:
     def restart(self, now: float) -> None:
         """Forget what was: it rests on other settings or other entries."""
         self._cache.departures.restart()
-        self._rotated_at = now
+        self._restarted_at = self._rotated_at = now
         self._marks.clear()
         self._marks.append(self._mark(now))
 
@@ -128,8 +128,10 @@ class Window:
             compression=settings.cache.compression,
             departures=cache.departures.tally(),
             profile=profile,
-            host={name: self._known(name) for name in HOST},
+            host={name: self._known(name, now - self._restarted_at) for name in HOST},
         )
 
-    def _known(self, name: str) -> list[float]:
-        return [value for value in self._monitor.recent(name, LATELY) if value is not None]
+    def _known(self, name: str, seconds: float) -> list[float]:
+        # A sample of before the last change says nothing of what is now.
+        newest = self._monitor.recent(name, min(LATELY, int(seconds)))
+        return [value for value in newest if value is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.config import CacheSettings
-from bi_performanced.config.limits import room
+from bi_performanced.config.limits import headroom, room
 
 log = structlog.get_logger("performance")
 
@@ -53,6 +54,10 @@ SWEEP_SLOTS = 400
 LISTING_BYTES = 4 << 20
 RELEASE_AFTER = 30.0
 """Seconds until the pages of a store that was left are taken from readers who stayed on it."""
+RELEASE_SOON = 1.0
+"""The same when the store was made smaller: who reads there still finds zeros, a miss."""
+MARGIN = 8 << 20
+"""Bytes of memory that are left to others when the store moves."""
 RETRY_GROWTH = 60.0
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
@@ -68,12 +73,12 @@ class Compression:
     tried_bytes: int = 0
     """Encoded bytes of those that were stored as they were: all that was compressed in vain."""
 
-    def note(self, payload: bytes) -> None:
-        """Count an encoded entry of a client of ours."""
+    def note(self, payload: bytes, *, asked: bool) -> None:
+        """Count an encoded entry of a client of ours; `asked`: whether they are to compress."""
         if payload[0] != PLAIN:
             self.tried += 1
             self.kept += 1
-        elif len(payload) > COMPRESS_FROM:
+        elif asked and len(payload) > COMPRESS_FROM:
             self.tried += 1
             self.tried_bytes += len(payload)
 
@@ -110,6 +115,8 @@ class Cache:
         self._copying = False
         self._cleared_while_copying = False
         self._resizing = trio.Lock()
+        self._hollow = False
+        """The free parts of the store's file have no memory behind them: nothing can be put."""
         self.compression = Compression()
         self._default_ttl_sets = 0
         self.on_clear: Callable[[], None] = lambda: None
@@ -128,6 +135,10 @@ class Cache:
         """Take up the store that is there, or make one. Raises WireError as `open_store`."""
         store, path, lock_fd = open_store(settings, runtime_dir)
         return cls(settings, store, path, lock_fd, mode)
+
+    def note_compression(self, payload: bytes) -> None:
+        """Count what came of compressing an entry of a client of ours."""
+        self.compression.note(payload, asked=self._settings.compression)
 
     # ── one entry
 
@@ -202,7 +213,7 @@ class Cache:
 
         Returns how many, and why not more.
         """
-        self._check_enabled()
+        self._check_writable()
         now = boot_clock()
         expires = now + int(self.check_ttl(ttl) * 1e9)
         put = self._store.put
@@ -224,7 +235,11 @@ class Cache:
         self._grow_if_full()
         return len(entries) - start, None
 
-    def _check_enabled(self) -> None:
+    def _check_writable(self) -> None:
+        if self._hollow:
+            raise Growing(
+                BUSY, "the store is giving memory back", field="value", hint="try again in a second"
+            )
         if not self._settings.enabled:
             raise WireError(
                 UNAVAILABLE,
@@ -235,7 +250,7 @@ class Cache:
 
     def _put(self, key: bytes, payload: bytes, ttl: float | None) -> None:
         check_key(key)
-        self._check_enabled()
+        self._check_writable()
         seconds = self.check_ttl(ttl)
         now = boot_clock()
         try:
@@ -475,10 +490,9 @@ class Cache:
                 await trio.sleep(HEARTBEAT)
                 self._beat()
                 self._reap()
-                while self._left and self._left[0][0] <= trio.current_time():
-                    # Some 10 ms for each 100 MiB: not on the loop.
-                    _, left = self._left.pop(0)
-                    await trio.to_thread.run_sync(self._release, left, limiter=self._threads)
+                if self._hollow and not self._resizing.locked():
+                    await self._refill()
+                await self._release_left(trio.current_time())
 
     def _beat(self) -> None:
         self._store.memory.words[_alive_word(self.epoch)] = boot_clock() + ALIVE_NS
@@ -493,6 +507,17 @@ class Cache:
         for entry in entries:
             if entry.expires <= now:
                 store.drop_expired(entry)
+
+    async def _release_left(self, now: float) -> None:
+        """Free the stores that were left and whose time is over."""
+        for left in [each for each in self._left if each[0] <= now]:
+            if left not in self._left:
+                # Another task was faster.
+                continue
+            self._left.remove(left)
+            # Some 10 ms for each 100 MiB: not on the loop. What was begun is not left undone.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._release, left[1], limiter=self._threads)
 
     @staticmethod
     def _release(store: Store) -> None:
@@ -582,6 +607,58 @@ class Cache:
         return room(self.store_path.parent, already=self._store.memory.size)
 
     async def resize(self, max_entries: int, max_bytes: int) -> None:
+        """Move to a store of other limits, as `_move`, making room for it where that is short.
+
+        What has to leave for smaller limits leaves first. Where memory is short, that of the
+        entries that left is given back before the new store takes its own; puts wait meanwhile.
+        Raises OSError; the store is in service with its entries then.
+        """
+        store = self._store
+        if max_entries >= store.max_entries and max_bytes >= store.max_bytes:
+            await self._move(max_entries, max_bytes)
+            return
+        limits = store.max_entries, store.max_bytes
+        await self._in_slices(store, store.shrink(max_entries, max_bytes, boot_clock()))
+        needed = Geometry.for_limits(max_entries, max_bytes).file_bytes + MARGIN
+        folder = self.store_path.parent
+        try:
+            if headroom(folder) < needed:
+                await self._release_left(math.inf)
+            if headroom(folder) >= needed:
+                await self._move(max_entries, max_bytes)
+            else:
+                self._hollow = True
+                await trio.to_thread.run_sync(store.punch, limiter=self._threads)
+                await self._move(max_entries, max_bytes)
+                self._filled()
+            # Who gives memory back wants it now.
+            self._left[-1] = (trio.current_time() + RELEASE_SOON, store)
+        finally:
+            if self._store is store:
+                store.max_entries, store.max_bytes = limits
+                with trio.CancelScope(shield=True):
+                    await self._refill()
+
+    async def _refill(self) -> None:
+        """Allocate again what was given back. Until that can be done puts are refused."""
+        if not self._hollow:
+            return
+        try:
+            await trio.to_thread.run_sync(Memory.refill, self.store_path, limiter=self._threads)
+        except OSError as error:
+            self._growth_failed = (
+                f"the store cannot take entries: {error.strerror} in {self.store_path.parent}"
+            )
+        else:
+            self._growth_failed = None
+            self._filled()
+
+    def _filled(self) -> None:
+        self._hollow = False
+        self._grown.set()
+        self._grown = trio.Event()
+
+    async def _move(self, max_entries: int, max_bytes: int) -> None:
         """Move to a store of other limits, entries, order and remaining lifetimes kept.
 
         Readers use the old store until the new one is complete, then attach again. Raises

@@ -157,6 +157,24 @@ class Memory:
             raise
         return memory
 
+    def punch(self, start: int, end: int) -> None:
+        """Give whole pages between two offsets back to the system: they are zeros from now on.
+
+        Nothing may be stored there before `refill`: on a full file system it would be a SIGBUS.
+        """
+        first, last = _align(start), end // L.PAGE * L.PAGE
+        if first < last:
+            self.bytes.madvise(mmap.MADV_REMOVE, first, last - first)
+
+    @staticmethod
+    def refill(path: Path) -> None:
+        """Allocate again what was punched. Raises OSError."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.posix_fallocate(fd, 0, os.fstat(fd).st_size)
+        finally:
+            os.close(fd)
+
     def release_pages(self) -> None:
         """Give the file's pages back to the system while readers still map it.
 

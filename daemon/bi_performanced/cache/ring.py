@@ -72,6 +72,15 @@ class Ring:
         to_end = self.bytes - self.head % self.bytes
         return size <= free if size <= to_end else to_end + size <= free
 
+    def free(self) -> list[tuple[int, int]]:
+        """Where in the file nothing lies that is still needed: offsets of begin and end."""
+        head, tail = self.head % self.bytes, self.tail % self.bytes
+        if self.head == self.tail:
+            return [(self.at, self.at + self.bytes)]
+        if head < tail:
+            return [(self.at + head, self.at + tail)]
+        return [(self.at + head, self.at + self.bytes), (self.at, self.at + tail)]
+
     def append(self, body: bytes, size: int) -> int:
         """Write one record; the caller has made sure that it `fits`. Returns its place.
 

@@ -30,6 +30,7 @@ from bi_performanced.cache.ring import Damaged, Record, Ring
 
 SMALL_SHARE = 0.1
 """The small ring's share of the limits (the paper's)."""
+_EVICTED_AT_ONCE = 64
 PROMOTE_AT = 2
 """Uses in the small ring that earn a place in the main ring (the paper's)."""
 
@@ -252,6 +253,26 @@ class Store:
         self.small_bytes = self.main_bytes = 0
         self.counters.deletes += count
         return count
+
+    def shrink(self, max_entries: int, max_bytes: int, now: int) -> Iterator[None]:
+        """Let the least useful entries leave until these limits hold, yielding now and then.
+
+        The store goes by them from now on.
+        """
+        self.max_entries = min(self.max_entries, max_entries)
+        self.max_bytes = min(self.max_bytes, max_bytes)
+        while self.live_bytes > self.max_bytes or self.entries > self.max_entries:
+            self._full_once = True
+            for _ in range(_EVICTED_AT_ONCE):
+                if self.live_bytes > self.max_bytes or self.entries > self.max_entries:
+                    self._evict(now)
+            yield
+
+    def punch(self) -> None:
+        """Give the memory of what is not in use back; nothing may be put until it is refilled."""
+        for ring in (self.small, self.main):
+            for start, end in ring.free():
+                self.memory.punch(start, end)
 
     # ── sweeps
 

@@ -34,6 +34,17 @@ def room(folder: Path, *, already: int, root: Path = Path("/")) -> int:
     return max(LEAST, min(found, default=MOST))
 
 
+def headroom(folder: Path, *, root: Path = Path("/")) -> int:
+    """Bytes that a new file in `folder` could take at this moment, on a tmpfs too."""
+    stat = os.statvfs(folder)
+    found = [stat.f_bavail * stat.f_frsize]
+    with suppress(Unknown):
+        found.append(procfs.memory(root)[1])
+    with suppress(Unknown):
+        found.append(cgroups.memory_limit(root) - cgroups.memory_used(root))
+    return max(0, min(found))
+
+
 def _of_the_host(folder: Path, root: Path, already: int) -> Iterator[tuple[int, str]]:
     existing = folder
     while not existing.exists() and existing != existing.parent:

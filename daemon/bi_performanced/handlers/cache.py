@@ -194,7 +194,7 @@ def _foreign(value: msgspec.Raw) -> bytes:
 def _entry(cache: Cache, args: types.CacheSet) -> bytes:
     entry = _payload(args.value, args.payload)
     if args.payload is not msgspec.UNSET:
-        cache.compression.note(entry)
+        cache.note_compression(entry)
     return entry
 
 
@@ -231,7 +231,7 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     entries = _entries(args)
     cache.check_ttl(args.ttl)
     if args.payload is not msgspec.UNSET:
-        note = cache.compression.note
+        note = cache.note_compression
         for _, entry in entries:
             if len(entry) > COMPRESS_FROM or entry[0] != PLAIN:
                 note(entry)
