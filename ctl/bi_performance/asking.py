@@ -9,13 +9,13 @@ from __future__ import annotations
 import time
 from typing import Any, Final, NamedTuple
 
-from bi_performance.drivers import drive_async, let_others_run
+from bi_performance.drivers import drive_async, let_others_run, sleep, take_turn
 from bi_performance.link import Link
-from bi_performance.protocol import Unavailable, drive
+from bi_performance.protocol import QueueFull, Unavailable, drive
 from bi_performance_wire.errors import WireError
 
 TIMEOUT: Final = 1.0
-"""Seconds for an ordinary request."""
+"""Seconds for an ordinary request, from when its turn has come (see turns.py)."""
 
 
 class Answer(NamedTuple):
@@ -36,8 +36,20 @@ async def ask(
     """Ask under asyncio or trio. Raises ValueError."""
     began = time.monotonic()
     try:
-        steps = link.request(method, args, repeatable=repeatable)
-        return Answer(await drive_async(steps, seconds))
+        turns = await take_turn(link.turns, seconds)
+        began = time.monotonic()
+        attempt = 0
+        try:
+            while True:
+                steps = link.request(method, args, repeatable=repeatable)
+                try:
+                    return Answer(await drive_async(steps, seconds))
+                except QueueFull as full:
+                    pause = link.pause(full, attempt, began)
+                attempt += 1
+                await sleep(pause)
+        finally:
+            link.give(turns)
     except (Unavailable, WireError) as error:
         link.excuse(error, began)
         found = error
@@ -56,8 +68,22 @@ def ask_now(
 ) -> Answer:
     """Ask from any thread. Raises ValueError."""
     began = time.monotonic()
+    turns = link.turns.threads
     try:
-        return Answer(drive(link.request(method, args, repeatable=repeatable), seconds))
+        turns.take(seconds)
+        began = time.monotonic()
+        attempt = 0
+        try:
+            while True:
+                steps = link.request(method, args, repeatable=repeatable)
+                try:
+                    return Answer(drive(steps, seconds))
+                except QueueFull as full:
+                    pause = link.pause(full, attempt, began)
+                attempt += 1
+                time.sleep(pause)
+        finally:
+            link.give(turns)
     except (Unavailable, WireError) as error:
         link.excuse(error, began)
         return Answer(None, str(error))

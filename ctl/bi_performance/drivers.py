@@ -1,4 +1,4 @@
-"""Waiting for a socket under asyncio and under trio."""
+"""Waiting for a socket, or for a turn, under asyncio and under trio."""
 
 from __future__ import annotations
 
@@ -9,8 +9,67 @@ from typing import TypeVar
 import sniffio
 
 from bi_performance.protocol import READ, Steps, TimedOut, Wait
+from bi_performance.turns import LoopTurns, Turns
 
 T = TypeVar("T")
+
+
+def _in_trio() -> bool:
+    # A loop that is not trio's is asyncio's: without trio imported nothing need be asked.
+    return "trio" in sys.modules and sniffio.current_async_library() == "trio"
+
+
+async def take_turn(turns: Turns, seconds: float) -> LoopTurns:
+    """Wait until it is the caller's turn in the running loop, and return whose to give it back to.
+
+    Raises Crowded. A cancellation passes through, and so does a turn that had just come.
+    """
+    if _in_trio():
+        import trio
+
+        mine = turns.of(trio.lowlevel.current_trio_token())
+        if not mine.take():
+            await _turn_trio(mine, seconds)
+    else:
+        mine = turns.of(asyncio.get_running_loop())
+        if not mine.take():
+            await _turn_asyncio(mine, seconds)
+    return mine
+
+
+async def _turn_asyncio(turns: LoopTurns, seconds: float) -> None:
+    ready = asyncio.get_running_loop().create_future()
+    place = turns.join(lambda: ready.set_result(None))
+    try:
+        while not place.granted:
+            await asyncio.wait((ready,), timeout=turns.patience(place, seconds))
+    except BaseException:
+        turns.leave(place)
+        raise
+
+
+async def _turn_trio(turns: LoopTurns, seconds: float) -> None:
+    import trio
+
+    ready = trio.Event()
+    place = turns.join(ready.set)
+    try:
+        while not place.granted:
+            with trio.move_on_after(turns.patience(place, seconds)):
+                await ready.wait()
+    except BaseException:
+        turns.leave(place)
+        raise
+
+
+async def sleep(seconds: float) -> None:
+    """Wait in the running loop."""
+    if _in_trio():
+        import trio
+
+        await trio.sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
 
 
 async def drive_async(steps: Steps[T], seconds: float) -> T:
@@ -20,7 +79,7 @@ async def drive_async(steps: Steps[T], seconds: float) -> T:
     """
     try:
         wait = next(steps)
-        if sniffio.current_async_library() == "trio":
+        if _in_trio():
             return await _drive_trio(steps, wait, seconds)
         async with asyncio.timeout(seconds):
             while True:
@@ -77,8 +136,7 @@ async def _drive_trio(steps: Steps[T], wait: Wait, seconds: float) -> T:
 
 async def let_others_run() -> None:
     """Give the event loop a turn."""
-    # A loop that is not trio's is asyncio's: without trio imported nothing need be asked.
-    if "trio" in sys.modules and sniffio.current_async_library() == "trio":
+    if _in_trio():
         import trio
 
         await trio.lowlevel.checkpoint()

@@ -15,10 +15,12 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
-from bi_performance.protocol import Connection, Steps, TimedOut, Unavailable, drive
+from bi_performance.protocol import Connection, QueueFull, Steps, TimedOut, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
+from bi_performance.turns import Crowded, LoopTurns, ThreadTurns, Turns
 from bi_performance_wire import layout as L
 from bi_performance_wire.address import candidates, paths
 from bi_performance_wire.errors import INVALID_ARGUMENT, NOT_FOUND, WireError
@@ -32,6 +34,9 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 2.0
 WARN_EVERY = 30.0
 IDLE_CONNECTIONS = 8
+QUEUE_PAUSE = 0.001
+"""Seconds before connecting again to a daemon whose queue was full; it doubles each time."""
+QUEUE_TRIES = 8
 MODES = ("on", "observe", "off")
 MISTAKES = frozenset({"pattern", "limit", "profile"})
 """Arguments that only the daemon can tell to be mistakes of the caller's."""
@@ -97,9 +102,11 @@ class Link:
         self._lock = threading.RLock()
         self._attaching = False
         self._idle: list[Connection] = []
+        self.turns = Turns()
         self._attached: Connection | None = None
         self._pending: tuple[Connection, int, list[int]] | None = None
         self._instance = os.urandom(16)
+        self._attach_at = 0.0
         self._not_before = 0.0
         self._look_at = 0.0
         self._left_sockets: list[tuple[int, int] | None] = []
@@ -112,6 +119,8 @@ class Link:
         self._reason = ""
         self._refused_at = float("-inf")
         self._refused = 0
+        self._crowded_at = float("-inf")
+        self._crowded = 0
 
     def _after_fork(self) -> None:
         """In a forked child: close what is the parent's, and attach anew when needed.
@@ -132,7 +141,7 @@ class Link:
         """Make `reader` a live one if that can be done now; whether it is."""
         if self.mode == "off":
             return False
-        if not self._may_try():
+        if time.monotonic() < self._attach_at or not self._may_try():
             self.unavailable += 1
             return False
         with self._lock:
@@ -155,6 +164,10 @@ class Link:
         began = time.monotonic()
         try:
             return self._try_attach()
+        except BlockingIOError:
+            # Its queue is full, of others or of this process's own: no outage.
+            self._attach_at = time.monotonic() + LOOK_AGAIN
+            return False
         except (OSError, WireError, Unavailable, ValueError) as error:
             self._drop_pending()
             self._leave(_reason(error), began)
@@ -291,16 +304,34 @@ class Link:
         began = time.monotonic()
         try:
             return Connection(self._find_socket()), False
+        except BlockingIOError:
+            raise QueueFull("it has not come to accept new connections") from None
         except OSError as error:
             self._leave(_reason(error), began)
             self._warn()
             raise Unavailable(_reason(error)) from None
 
     def _checkin(self, connection: Connection) -> None:
-        if connection.reusable and len(self._idle) < IDLE_CONNECTIONS:
+        if connection.reusable:
             self._idle.append(connection)
         else:
             connection.close()
+
+    def give(self, turns: LoopTurns | ThreadTurns) -> None:
+        """Give a turn back, and close what is kept for nobody: the daemon counts connections."""
+        if len(self._idle) > IDLE_CONNECTIONS and not turns.wanted:
+            with suppress(IndexError):
+                # The one that was used longest ago; another thread may be faster.
+                self._idle.pop(0).close()
+        turns.give()
+
+    def pause(self, full: QueueFull, attempt: int, began: float) -> float:
+        """Seconds to wait before connecting again; raises what was given when it is hopeless."""
+        if attempt == QUEUE_TRIES:
+            self._leave(str(full), began)
+            self._warn()
+            raise full
+        return QUEUE_PAUSE * (1 << attempt) * random.uniform(0.5, 1.5)
 
     def _find_socket(self) -> str:
         found = candidates(self._path, os.environ, os.getuid())
@@ -323,6 +354,8 @@ class Link:
             # The others have been said where they were found.
             self._leave(str(error), began)
             self._warn()
+        elif isinstance(error, Crowded):
+            self._say_crowded(str(error))
         self.unavailable += 1
 
     def _may_try(self) -> bool:
@@ -386,6 +419,20 @@ class Link:
                 "the performance daemon is away (%s): reads are misses and writes are dropped"
                 " until it is back [%d times]",
                 self._reason,
+                count,
+            )
+
+    def _say_crowded(self, reason: str) -> None:
+        """Say, at a limited rate, that this process asks more than is answered in time."""
+        now = time.monotonic()
+        self._crowded += 1
+        if now - self._crowded_at >= WARN_EVERY:
+            self._crowded_at = now
+            count, self._crowded = self._crowded, 0
+            log.warning(
+                "a request to the performance daemon was given up (%s): write fewer at a time, or"
+                " several in one set_many [%d times]",
+                reason,
                 count,
             )
 

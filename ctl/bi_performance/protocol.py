@@ -44,6 +44,10 @@ class TimedOut(Unavailable):
     """The daemon did not answer in time."""
 
 
+class QueueFull(Unavailable):
+    """So many connect at once that the daemon has not come to accept them: it listens."""
+
+
 class Connection:
     """A connection to the daemon, owned by one request at a time."""
 

@@ -44,7 +44,8 @@ from bi_performanced.telemetry.logs import LogSink, configure
 
 log = structlog.get_logger("performance")
 
-BACKLOG = 512
+BACKLOG = 65_535
+"""Connections that wait to be accepted: the kernel takes net.core.somaxconn of them."""
 LAST_RESORT = 1.5
 """Seconds after `shutdown_timeout` at which the process ends itself, whatever hangs."""
 
