@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 import structlog
@@ -168,11 +168,27 @@ def _argument_error(bound: Bound, text: str) -> WireError:
     place = re.search(r" - at `\$(?:\[0\])?\.?([A-Za-z_]\w*)?", text)
     field = missing[1] if missing else place[1] if place else None
     message = re.sub(r" - at `.*`$", "", text)
+    choice = re.match(r"Invalid enum value (.*)", message, re.DOTALL)
+    if choice and bound.args is not None and field in bound.fields:
+        known = ", ".join(_choices(get_type_hints(bound.args)[field]))
+        return WireError(
+            INVALID_ARGUMENT,
+            f"{field}: there is no {choice[1][:100]}",
+            field=field,
+            hint=f"these there are: {known}",
+        )
     message = re.sub(r"`([\w |]+)`", lambda found: _in_words(found[1]), message)
     message = message.replace("Object ", "the arguments are ", 1).replace("`", "")
     if message.startswith("Expected "):
         message = f"{field or 'params'}: " + message[0].lower() + message[1:]
     return WireError(INVALID_ARGUMENT, message, field=field or "params")
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values of the Literal in a type."""
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    return [value for part in get_args(hint) for value in _choices(part)]
 
 
 _WORDS = {

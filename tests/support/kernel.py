@@ -81,7 +81,7 @@ class FakeKernel:
         for name, text in files.items():
             self.write(f"sys/fs/cgroup/{name}", text + "\n")
 
-    def process(self, pid: int, *, started: int = 1000, ticks: int = 50, **more: str) -> None:
+    def process(self, pid: int | str, *, started: int = 1000, ticks: int = 50, **more: str) -> None:
         """`more` are files of the process; its name is such as to break a careless reader."""
         fields = ["S", *["0"] * 10, str(ticks), "0", "0", "0", "20", "0", "3", "0", str(started)]
         folder = f"proc/{pid}"

@@ -300,7 +300,7 @@ def test_disabled_it_reads_nothing_and_says_why(make: Make, state: Path) -> None
 def test_without_the_system_the_daemon_and_the_cache_are_still_told(
     make: Make, kernel: FakeKernel, cache: Cache
 ) -> None:
-    kernel.process(os.getpid())
+    kernel.process("self")
     monitor = make(system_monitoring=False)
 
     async def main() -> None:
@@ -400,6 +400,31 @@ def test_a_process_is_told_from_its_first_second_until_it_leaves(
             attachment.close()
             assert monitor.process_figures(cache.attachments()) == []
             await until(lambda: not monitor._watched)
+
+    run(main)
+
+
+def test_a_proc_of_another_namespace_is_asked_about_nobody_else(
+    make: Make, kernel: FakeKernel, cache: Cache
+) -> None:
+    """Its numbers are those of other processes."""
+    cgroup = (kernel.root / "proc/self/cgroup").read_text()
+    (kernel.root / "proc/self/cgroup").unlink()
+    (kernel.root / "proc/self").rmdir()
+    kernel.process(4242, started=1)
+    kernel.write("proc/4242/cgroup", cgroup)
+    (kernel.root / "proc/self").symlink_to("4242")
+    kernel.process(77, started=1)
+    monitor = make()
+
+    async def main() -> None:
+        attachment = attach(cache, peer_pid=77)
+        await monitor._sample_once()
+        (found,) = monitor.process_figures(cache.attachments())
+        assert found["rss_bytes"] is None
+        assert "in another PID namespace" in found["unknown"]["rss_bytes"]
+        assert monitor.daemon.sample["rss_bytes"] == 100 * PAGE
+        attachment.close()
 
     run(main)
 

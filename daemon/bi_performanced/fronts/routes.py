@@ -29,6 +29,13 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 MAX_PARAMETERS: Final = 32
 _ESCAPED: Final = re.compile("[\udc80-\udcff]")
 """What `surrogateescape` made of bytes that are no UTF-8."""
+_FORMATS: Final = {
+    "application/json": "json",
+    "text/html": "json",  # a browser, which shows JSON as well as text
+    "text/plain": "prometheus",
+    "application/openmetrics-text": "openmetrics",
+}
+_QUALITY: Final = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
@@ -133,18 +140,25 @@ def _endpoint(dispatcher: Dispatcher, bound: Bound) -> Endpoint:
             # With its own charset in the type, which a Response would add a second time.
             headers = _HEADERS | {"Content-Type": result.media_type, "Vary": "Accept"}
             return Response(result.text, headers=headers)
-        return _json(msgspec.json.encode(result) + b"\n")
+        answer = _json(msgspec.json.encode(result) + b"\n")
+        if "format" in bound.fields:
+            answer.headers["Vary"] = "Accept"
+        return answer
 
     return endpoint
 
 
 def _wanted_format(accept: str) -> str:
-    """The format of the metrics that an Accept header asks for."""
-    if "application/openmetrics-text" in accept:
-        return "openmetrics"
-    if "text/plain" in accept and "json" not in accept and "html" not in accept:
-        return "prometheus"
-    return "json"
+    """The format of the metrics that an Accept header prefers; JSON where it does not say."""
+    best, wanted = 0.0, "json"
+    for part in accept.split(","):
+        media, *parameters = (word.strip().lower() for word in part.split(";"))
+        name = _FORMATS.get(media)
+        quality = next((word[2:] for word in parameters if word.startswith("q=")), "1")
+        value = float(quality) if _QUALITY.fullmatch(quality) else 0.0
+        if name is not None and value > best:
+            best, wanted = value, name
+    return wanted
 
 
 def _query(text: bytes) -> dict[str, str]:

@@ -18,6 +18,15 @@ from bi_performanced.host.text import reading, text, whole
 PAGE: Final = os.sysconf("SC_PAGE_SIZE")
 
 
+def numbered_as_here(root: Path) -> bool:
+    """Whether /proc numbers processes as this process's PID namespace does."""
+    try:
+        return os.readlink(root / "proc/self") == str(os.getpid())  # noqa: PTH115 (text)
+    except OSError:
+        # Hidden altogether: nothing can be mistaken there.
+        return True
+
+
 class Times(NamedTuple):
     """What every user may read, where /proc is not hidden."""
 
@@ -32,8 +41,9 @@ class Folder:
     """A process's folder in /proc, open; a context manager. Raises Unknown when it is not there."""
 
     def __init__(self, root: Path, pid: int) -> None:
-        self._path = root / "proc" / str(pid)
         self._own = pid == os.getpid()
+        # A process in a PID namespace may see the /proc of another: only `self` is it everywhere.
+        self._path = root / "proc" / ("self" if self._own else str(pid))
         self._real = root == Path("/")
         # Named by the file that is read first, for people.
         with reading(self._path / "stat"):

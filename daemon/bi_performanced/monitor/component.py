@@ -17,6 +17,7 @@ import trio
 from bi_performanced.cache.clients import Attachment, OwnWords, boot_clock
 from bi_performanced.cache.component import Cache
 from bi_performanced.config import MonitoringSettings
+from bi_performanced.host.processes import numbered_as_here
 from bi_performanced.monitor.figures import DAEMON, HOST, PROCESS, SERIES, Reading, Sample
 from bi_performanced.monitor.history import MAX_BYTES, History, Mean, Track
 from bi_performanced.monitor.host import HostReader
@@ -140,11 +141,7 @@ class Monitor:
         attached = self._cache.attachments()
         kept = self._watched
         self._watched = {
-            number: kept.get(number)
-            or _Watched(
-                ProcessReader(each.peer_pid, self._root, self._clock, before=each.attached_at)
-            )
-            for number, each in attached.items()
+            number: kept.get(number) or self._watch(each) for number, each in attached.items()
         }
         everyone = self._samples % PROCESSES_EVERY == 0
         # The pages are unmapped by this thread, so they are read in it.
@@ -169,6 +166,10 @@ class Monitor:
         point.update(self._cache_point())
         self._history.seconds.add(self._wall(), point)
         self._mean.add(point)
+
+    def _watch(self, process: Attachment) -> _Watched:
+        pid = process.peer_pid if numbered_as_here(self._root) else 0
+        return _Watched(ProcessReader(pid, self._root, self._clock, before=process.attached_at))
 
     def _look(
         self, due: list[tuple[_Watched, OwnWords]], now: int
