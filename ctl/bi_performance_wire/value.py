@@ -100,6 +100,11 @@ def decode_from(buffer: bytes, offset: int) -> object:
         raise ValueFormatError(f"the payload is not a value: {error!r:.200}") from None
 
 
+def raw_size(payload: bytes) -> int:
+    """Bytes that a payload says it has when decompressed, which `decompress` holds it to."""
+    return len(payload) - 1 if payload[0] == PLAIN else int.from_bytes(payload[1:5], "little")
+
+
 def decompress(payload: bytes) -> bytes:
     """The msgpack object of a payload, without decoding it. Raises ValueFormatError."""
     if payload[:1] == b"\x00":
