@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
@@ -13,6 +12,7 @@ import structlog
 
 from bi_performance_wire.commands import COMMANDS, Command
 from bi_performance_wire.errors import INTERNAL, INVALID_ARGUMENT, UNKNOWN_METHOD, WireError
+from bi_performance_wire.near import nearest
 from bi_performance_wire.types import Args
 
 log = structlog.get_logger("performance")
@@ -86,12 +86,12 @@ class Dispatcher:
         """The bound row of a method; raises WireError naming the nearest one."""
         bound = self.bound.get(method)
         if bound is None:
-            near = difflib.get_close_matches(method, self.bound, n=1)
+            near = nearest(method, self.bound)
             raise WireError(
                 UNKNOWN_METHOD,
                 f"there is no method {method[:100]!r}",
                 field="method",
-                hint=f"did you mean {near[0]}?" if near else None,
+                hint=f"did you mean {near}?" if near else None,
             )
         return bound
 
@@ -209,11 +209,11 @@ def _in_words(types: str) -> str:
 
 
 def _unknown_argument(bound: Bound, name: str) -> WireError:
-    near = difflib.get_close_matches(name, bound.fields, n=1)
+    near = nearest(name, bound.fields)
     known = ", ".join(bound.fields) or "none"
     return WireError(
         INVALID_ARGUMENT,
         f"{bound.row.name} has no argument {name[:100]!r}",
         field=name[:100],
-        hint=f"did you mean {near[0]}?" if near else f"it takes: {known}",
+        hint=f"did you mean {near}?" if near else f"it takes: {known}",
     )

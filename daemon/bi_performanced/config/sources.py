@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bi_performance_wire import near
 from bi_performanced.config.parse import Problem
 
 MAX_FILE_BYTES = 256 << 10
@@ -14,8 +14,8 @@ MAX_FILE_BYTES = 256 << 10
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean …?)`, or nothing when no known name is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {found[0]}?)" if found else ""
+    found = near.nearest(name, known)
+    return f" (did you mean {found}?)" if found else ""
 
 
 def find_file(given: Path | None, folder: Path) -> Path | None:
