@@ -415,6 +415,20 @@ def test_descriptors_sent_to_the_daemon_are_not_kept(daemon: DaemonProcess) -> N
         assert open_files(daemon) == before
 
 
+def test_a_connection_that_attaches_again_and_again_holds_one_attachment(
+    daemon: DaemonProcess, client: RawClient
+) -> None:
+    """Each holds a page and descriptors: thousands would leave none for anybody else."""
+    args = {"instance": bytes(16), "pid": 1, "name": "again"}
+    clients = client.result("cache.stats")["clients"]
+    client.result("attach", args)
+    before = open_files(daemon)
+    for _ in range(50):
+        client.result("attach", args)
+    assert open_files(daemon) <= before
+    assert client.result("cache.stats")["clients"] == clients + 1
+
+
 def test_clients_that_vanish_leave_nothing_behind(daemon: DaemonProcess) -> None:
     before = open_files(daemon)
     for _ in range(30):

@@ -123,7 +123,7 @@ class Attachment:
 
     `fds` are the store (read-only), the client's page and its uid's touch map, to be sent with
     the reply. Whoever sent them calls `close_fds`, so that an attached process costs the daemon
-    one descriptor, its connection; `close` does it too.
+    two descriptors, its connection and the copy that the page's mapping keeps; `close` does it too.
     """
 
     reply: Attached

@@ -165,7 +165,7 @@ class Connection:
         self._large = trio.Lock()
         """Held from the start of a request whose answer may be large until that has been sent."""
         self._in_flight = 0
-        self._attachments: list[Attachment] = []
+        self._attachment: Attachment | None = None
         self._subscription: Subscription | None = None
         self._heard_at = trio.current_time()
         self._write_began: float | None = None
@@ -202,7 +202,7 @@ class Connection:
                 return "write_timeout"
             return None
         quiet = now - self._heard_at > self._settings.idle_timeout
-        needed = self._in_flight or self._attachments or self._subscription is not None
+        needed = self._in_flight or self._attachment or self._subscription is not None
         if quiet and not needed:
             return "idle_timeout"
         return None
@@ -225,8 +225,8 @@ class Connection:
             # The peer is gone; what it asked for has nobody to go to.
             pass
         finally:
-            for attachment in self._attachments:
-                attachment.close()
+            if self._attachment is not None:
+                self._attachment.close()
             if self._subscription is not None:
                 self._subscription.close()
             self._peer.close()
@@ -292,7 +292,10 @@ class Connection:
         except WireError as error:
             return None if number is None else _encode((1, number, error.to_map(), None))
         if isinstance(result, Attachment):
-            self._attachments.append(result)
+            if self._attachment is not None:
+                # It holds a page and descriptors: one connection has one of them.
+                self._attachment.close()
+            self._attachment = result
             return number or 0, result
         if isinstance(result, Subscription):
             self._listen_to(result, nursery)
