@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bi_performance_wire.errors import WireError
+from bi_performanced.advice.catalog import read_profiles
 from bi_performanced.config import ConfigError, load
 from bi_performanced.config.load import listing
+from bi_performanced.config.parse import Problem
 
 _M_MMAP_THRESHOLD = -3
 
@@ -23,6 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         for problem in error.problems:
             _say(problem)
+        return 2
+    try:
+        read_profiles(options.settings.advice.profiles_dir)
+    except Problem as problem:
+        _say(str(problem))
         return 2
     if options.check:
         rows = listing(options.settings)

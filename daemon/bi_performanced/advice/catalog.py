@@ -8,7 +8,7 @@ setting has and the `reason` for it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,14 @@ from bi_performanced.config.settings import Declared, Settings
 from bi_performanced.config.sources import nearest, parse_toml, read_text
 
 SHIPPED: Final = Path(__file__).with_name("profiles")
+LIVE: Final[tuple[str, ...]] = (
+    "cache.default_ttl",
+    "cache.max_size",
+    "cache.max_bytes",
+    "cache.compression",
+    "monitoring.metrics_interval",
+)
+"""The settings that can be changed while the daemon runs."""
 BALANCED: Final = "balanced"
 """The profile that is in force until another one is applied: the configured values."""
 MOST: Final = 100
@@ -63,13 +71,12 @@ def _aimed(aim: Aim, settings: Settings, room: int) -> Any:
     return scaled if row.type == "float" else round(scaled)
 
 
-def read_profiles(own: Path | None, live: Iterable[str]) -> dict[str, Profile]:
-    """The shipped profiles and those of a folder, by name; `live` are the keys they may set.
+def read_profiles(own: Path | None) -> dict[str, Profile]:
+    """The shipped profiles and those of a folder, by name.
 
     Raises Problem for a file that is no such profile, naming file, key and remedy.
     """
-    live = tuple(live)
-    found = {path.stem: read_profile(path, live) for path in sorted(SHIPPED.glob("*.toml"))}
+    found = {path.stem: read_profile(path) for path in sorted(SHIPPED.glob("*.toml"))}
     if own is None:
         return found
     try:
@@ -86,11 +93,11 @@ def read_profiles(own: Path | None, live: Iterable[str]) -> dict[str, Profile]:
                 f"{path}: a profile's name has small letters, digits, _ and -, and begins with a"
                 " letter"
             )
-        found[path.stem] = read_profile(path, live)
+        found[path.stem] = read_profile(path)
     return found
 
 
-def read_profile(path: Path, live: tuple[str, ...]) -> Profile:
+def read_profile(path: Path) -> Profile:
     """One file's profile. Raises Problem."""
     found = parse_toml(path, read_text(path))
     known = ("summary", "settings")
@@ -102,25 +109,22 @@ def read_profile(path: Path, live: tuple[str, ...]) -> Profile:
         raise Problem(f"{path}: summary must be a sentence that says for whom the profile is")
     if not isinstance(settings, dict):
         raise Problem(f'{path}: settings must be tables, as [settings."cache.default_ttl"]')
-    return Profile(
-        path.stem, summary, tuple(_aim(path, key, settings[key], live) for key in settings)
-    )
+    return Profile(path.stem, summary, tuple(_aim(path, key, settings[key]) for key in settings))
 
 
-def check_live(source: str, key: str, live: Iterable[str]) -> Declared:
+def check_live(source: str, key: str) -> Declared:
     """The row of a setting that can be changed while running. Raises Problem."""
-    live = tuple(live)
     if key not in ROWS:
         raise Problem(f"{source}: unknown setting {key:.100}{nearest(key, ROWS)}")
-    if key not in live:
+    if key not in LIVE:
         raise Problem(
-            f"{source}: {key} cannot be changed while the daemon runs; these can: {', '.join(live)}"
+            f"{source}: {key} cannot be changed while the daemon runs; these can: {', '.join(LIVE)}"
         )
     return ROWS[key]
 
 
-def _aim(path: Path, key: str, given: Any, live: tuple[str, ...]) -> Aim:
-    row = check_live(str(path), key, live)
+def _aim(path: Path, key: str, given: Any) -> Aim:
+    row = check_live(str(path), key)
     where = f"{path}: {key}"
     if not isinstance(given, Mapping):
         raise Problem(f"{where} must be a table with value or scale, unit and reason")

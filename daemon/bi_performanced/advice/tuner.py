@@ -15,7 +15,7 @@ import trio
 
 from bi_performance_wire import types
 from bi_performance_wire.errors import INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, WireError
-from bi_performanced.advice.catalog import BALANCED, Profile, check_live, read_profiles
+from bi_performanced.advice.catalog import BALANCED, LIVE, Profile, check_live, read_profiles
 from bi_performanced.advice.choice import Choice, Kept
 from bi_performanced.config.load import ConfigError
 from bi_performanced.config.overlay import ROWS, Laid, from_command_line, lay, value_of
@@ -25,15 +25,6 @@ from bi_performanced.config.sources import nearest
 from bi_performanced.events import Broker
 
 log = structlog.get_logger("performance")
-
-LIVE: tuple[str, ...] = (
-    "cache.default_ttl",
-    "cache.max_size",
-    "cache.max_bytes",
-    "cache.compression",
-    "monitoring.metrics_interval",
-)
-"""The settings that can be changed while the daemon runs."""
 
 
 class Part(Protocol):
@@ -62,7 +53,7 @@ class Planner:
         self.configured = configured
         self._room = room
         try:
-            self.profiles = read_profiles(configured.advice.profiles_dir, LIVE)
+            self.profiles = read_profiles(configured.advice.profiles_dir)
         except Problem as problem:
             raise ConfigError([str(problem)]) from None
 
@@ -77,7 +68,7 @@ class Planner:
     def check(self, key: str) -> Declared:
         """The row of a setting that can be changed here. Raises WireError."""
         try:
-            row = check_live("setting", key, LIVE)
+            row = check_live("setting", key)
             if from_command_line(self.configured, key):
                 raise Problem(f"setting: {key} was given on the command line, which goes first")
         except Problem as problem:
