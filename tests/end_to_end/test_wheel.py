@@ -1,4 +1,4 @@
-"""The bare wheel, without extras, in an environment of its own: the seed's cache lines run."""
+"""The bare wheel, without extras, in an environment of its own: the seed's first example runs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ async def main():
     # Get optimizer instance
 
     optimizer = get_performance_optimizer()
+
+    # Run performance analysis
+
+    analysis = await optimizer.run_performance_analysis()
+    print(f"Cache hit rate: {analysis['cache_performance']['hit_rate']:.1%}")
+
+    # Apply optimization
+
+    result = await optimizer.apply_optimizations('performance_focused')
+    print(f"Applied {result['profile_applied']} profile")
 
     # Use performance cache
 
@@ -73,7 +83,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(wheel: Path) -> None:
     assert "business_intel_scraper/__init__.py" not in names
 
 
-def test_the_seed_s_cache_lines_run_with_the_bare_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_the_seed_s_first_example_runs_with_the_bare_wheel(wheel: Path, tmp_path: Path) -> None:
     place = tmp_path / "venv"
     venv.create(place, with_pip=True)
     python = str(place / "bin" / "python")
@@ -102,7 +112,8 @@ def test_the_seed_s_cache_lines_run_with_the_bare_wheel(wheel: Path, tmp_path: P
         done = subprocess.run(
             [python, str(script)], capture_output=True, text=True, env=environ, cwd=tmp_path
         )
-        assert (done.stdout, done.stderr) == ("value\n", "")
+        said = "Cache hit rate: 0.0%\nApplied performance_focused profile\nvalue\n"
+        assert (done.stdout, done.stderr) == (said, "")
         status = subprocess.run(
             [str(place / "bin" / "bi-performance"), "status"],
             capture_output=True,
@@ -110,12 +121,13 @@ def test_the_seed_s_cache_lines_run_with_the_bare_wheel(wheel: Path, tmp_path: P
             env=environ,
             check=True,
         )
-        assert "1 of 10,000 entries" in status.stdout
+        assert "1 of 20,000 entries" in status.stdout
     done = subprocess.run(
         [python, str(script)],
         capture_output=True,
         text=True,
         env={**os.environ, "BI_PERFORMANCE_SOCKET": str(tmp_path / "nobody")},
     )
-    assert done.returncode == 0 and done.stdout == "None\n", "without a daemon it is a miss"
+    said = "Cache hit rate: 0.0%\nApplied None profile\nNone\n"
+    assert done.returncode == 0 and done.stdout == said, "without a daemon it is a miss"
     assert "performance daemon is away" in done.stderr
