@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from bi_performanced.host import Unknown, cgroups, procfs
 from bi_performanced.host.processes import PAGE, Folder
 from bi_performanced.monitor.figures import HOST, PROCESS, Reading
-from bi_performanced.monitor.host import LIMITS_EVERY, HostReader, ProcfsSource, best_source
+from bi_performanced.monitor.host import (
+    LIMITS_EVERY,
+    SLOW_EVERY,
+    HostReader,
+    ProcfsSource,
+    best_source,
+)
 from bi_performanced.monitor.process import ProcessReader
 from support.kernel import FakeKernel
 
@@ -208,12 +214,8 @@ def test_processor_time_that_goes_back_gives_null(kernel: FakeKernel, clock: Clo
 def test_a_malformed_file_makes_its_figures_null_and_names_itself(
     kernel: FakeKernel, clock: Clock, name: str, content: str, null: str
 ) -> None:
-    host = reader(kernel, clock)
-    host.read()
-    kernel.cpu(user=200)
     kernel.write(name, content)
-    clock.now += 1
-    found = HostReader(kernel.root, clock=clock).read() if "cgroup" in name else host.read()
+    found = reader(kernel, clock).read()
     check(found, HOST_NAMES)
     assert found.sample[null] is None
     reason = found.reasons[null]
@@ -269,7 +271,7 @@ def test_random_bytes_in_any_file_raise_nothing(data: st.DataObject) -> None:
                 path.write_bytes(content[: data.draw(st.integers(0, max(0, len(content))))])
             elif kind == "gone":
                 path.unlink()
-        for _ in range(2):
+        for _ in range(SLOW_EVERY + 1):
             clock.now += data.draw(st.sampled_from([1.0, 0.0, -3.0, 1e7]))
             check(host.read(), HOST_NAMES)
             found = process.read(shares=True)
@@ -357,6 +359,14 @@ def test_limits_are_looked_at_now_and_then(kernel: FakeKernel, clock: Clock) -> 
     kernel.cgroup2(**{":memory.max": str(MIB)})
     seen = [host.read().sample["cgroup_memory_limit_bytes"] for _ in range(LIMITS_EVERY)]
     assert seen == [None] * (LIMITS_EVERY - 1) + [MIB]
+
+
+def test_what_moves_slowly_is_looked_at_less_often(kernel: FakeKernel, clock: Clock) -> None:
+    host = reader(kernel, clock)
+    host.read()
+    kernel.write("proc/loadavg", "9 9 9 x\n")
+    seen = [host.read().sample["load_1m"] for _ in range(SLOW_EVERY)]
+    assert seen == [0.5] * (SLOW_EVERY - 1) + [9.0]
 
 
 # ── processes

@@ -84,8 +84,8 @@ def events() -> Iterator[list[dict[str, Any]]]:
         yield found  # type: ignore[misc]  # a list of mutable mappings
 
 
-def loads(kernel: FakeKernel, load: int) -> None:
-    kernel.write("proc/loadavg", f"{load} 0 0 x\n")
+def available(kernel: FakeKernel, kib: int) -> None:
+    kernel.write("proc/meminfo", f"MemTotal: 16000 kB\nMemAvailable: {kib} kB\n")
 
 
 Make = Callable[..., Monitor]
@@ -138,7 +138,7 @@ def test_a_point_each_second_and_their_mean_each_interval(
     make: Make, times: Times, kernel: FakeKernel
 ) -> None:
     monitor = make(metrics_interval=60)
-    times.at_point = lambda number: loads(kernel, number % 60)
+    times.at_point = lambda number: available(kernel, number % 60)
 
     async def main() -> None:
         async with running(monitor):
@@ -148,9 +148,10 @@ def test_a_point_each_second_and_their_mean_each_interval(
     seconds, minutes = monitor.history("seconds"), monitor.history("minutes")
     assert (seconds["interval_seconds"], minutes["interval_seconds"]) == (1.0, 60.0)
     assert len(seconds["timestamps"]) >= 120
-    assert seconds["series"]["load_5m"][:2] == [1.25, 0.0]
+    assert seconds["series"]["memory_available_bytes"][:2] == [4000 * 1024, 1024]
     # The first one is what was there before.
-    assert minutes["series"]["load_1m"] == [pytest.approx((0.5 + sum(range(1, 60))) / 60), 29.5]
+    first = pytest.approx((4000 + sum(range(1, 60))) / 60 * 1024)
+    assert minutes["series"]["memory_available_bytes"] == [first, 29.5 * 1024]
     assert seconds["series"]["cache_entries"][0] == 0
     assert seconds["series"]["cache_hit_rate"][1] is None, "nothing was read"
     assert "disk_read_bytes" not in seconds["series"], "what only grows is in no history"

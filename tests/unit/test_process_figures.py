@@ -98,6 +98,21 @@ def _unwrap(what: Callable[..., int]) -> int:
         return what()
 
 
+def test_a_brief_look_keeps_what_costs_more_from_the_last_one(kernel: FakeKernel) -> None:
+    kernel.process(5, ticks=100)
+    now = 10.0
+    reader = ProcessReader(5, kernel.root, lambda: now)
+    reader.read(shares=False, brief=True)
+    kernel.process(5, ticks=200, io="read_bytes: 8192\nwrite_bytes: 8192\n")
+    now += 2
+    found = reader.read(shares=False, brief=True)
+    assert found.sample["cpu_percent"] == pytest.approx(100 * 100 / TICK / 2)
+    assert found.sample["read_bytes"] == 4096
+    assert found.reasons["read_bytes_per_second"] == "needs two samples"
+    found = reader.read(shares=False)
+    assert found.sample["read_bytes_per_second"] == 2048
+
+
 # ── what a process tells of itself
 
 

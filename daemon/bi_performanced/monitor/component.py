@@ -28,7 +28,8 @@ log = structlog.get_logger("performance")
 EVERY = 1.0
 """Seconds between two samples of the host and of the daemon."""
 PROCESSES_EVERY = 5
-"""Samples of the host between two of the attached processes; a new one is looked at at once."""
+"""Samples of the host between two of the attached processes, and of all of the daemon's own
+figures; a new process is looked at at once."""
 SHARES_EVERY = 60
 """Samples between two walks over a process's whole memory for its proportional set size."""
 SHARES_SECONDS = 0.005
@@ -178,16 +179,18 @@ class Monitor:
         host = self._host_reader.read() if self._settings.system_monitoring else None
         left = SHARES_SECONDS
 
-        def read(watched: _Watched, own: OwnWords | None) -> Reading:
+        def read(watched: _Watched, own: OwnWords | None, *, brief: bool = False) -> Reading:
             nonlocal left
             shares = left > 0 and watched.shares_due <= self._samples
-            found = watched.reader.read(shares=shares, own=own, now=now)
+            found = watched.reader.read(shares=shares, own=own, now=now, brief=brief)
             if shares:
                 watched.shares_due = self._samples + SHARES_EVERY
                 left -= watched.reader.seconds_for_pss
             return found
 
-        daemon = read(self._own, None)
+        # In full at the first two samples, so that rates are known from the second one on.
+        brief = self._samples > 1 and self._samples % PROCESSES_EVERY != 0
+        daemon = read(self._own, None, brief=brief)
         # Those that wait longest first.
         order = sorted(range(len(due)), key=lambda place: due[place][0].shares_due)
         found = {place: read(*due[place]) for place in order}

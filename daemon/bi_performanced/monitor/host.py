@@ -109,6 +109,8 @@ def best_source(root: Path = Path("/")) -> Source:
 
 
 _PRESSURES: Final = {"cpu": ("some",), "memory": ("some", "full"), "io": ("some", "full")}
+SLOW_EVERY: Final = 5
+"""Reads between two looks at what moves slowly, or is an average over seconds already."""
 LIMITS_EVERY: Final = 30
 """Reads between two looks at the limits of control groups, which seldom change."""
 NEEDS_TWO: Final = "needs two samples"
@@ -142,6 +144,9 @@ class _Flow:
         return first / seconds, second / seconds, *self._sum
 
 
+Take = Callable[[tuple[str, ...], Callable[[], tuple[float | None, ...]]], None]
+
+
 class HostReader:
     """Reads the host's figures; rates are between one call and the next."""
 
@@ -156,7 +161,7 @@ class HostReader:
         self._clock = clock
         self._cpu: tuple[float, float] | None = None
         self._flows = {"disk": _Flow(), "network": _Flow()}
-        self._limits: tuple[Sample, Reasons] = {}, {}
+        self._kept: dict[Callable[[Take], None], tuple[Sample, Reasons]] = {}
         self._reads = 0
 
     def read(self) -> Reading:
@@ -166,10 +171,8 @@ class HostReader:
         take = partial(_take, sample, reasons)
         take(("cpu_percent",), self._cpu_percent)
         take(("cpu_count",), lambda: (os.cpu_count(),))
-        take(("load_1m", "load_5m", "load_15m"), lambda: procfs.load(self._root))
         memory = ("memory_total_bytes", "memory_available_bytes", "memory_used_percent")
         take(memory, self._memory)
-        take(("swap_total_bytes", "swap_used_bytes"), self.source.swap)
         for what, kinds, how in (
             ("disk", ("read", "write"), self.source.disk_bytes),
             ("network", ("receive", "send"), self.source.network_bytes),
@@ -177,21 +180,28 @@ class HostReader:
             flow = [f"{what}_{kind}_bytes_per_second" for kind in kinds]
             flow += [f"{what}_{kind}_bytes" for kind in kinds]
             take(tuple(flow), partial(self._flow, what, how))
+        for look, every in ((self._slow, SLOW_EVERY), (self._limits, LIMITS_EVERY)):
+            if self._reads % every == 0:
+                found: tuple[Sample, Reasons] = {}, {}
+                look(partial(_take, *found))
+                self._kept[look] = found
+            sample.update(self._kept[look][0])
+            reasons.update(self._kept[look][1])
+        self._reads += 1
+        return Reading(sample, reasons)
+
+    def _slow(self, take: Take) -> None:
+        take(("load_1m", "load_5m", "load_15m"), lambda: procfs.load(self._root))
+        take(("swap_total_bytes", "swap_used_bytes"), self.source.swap)
         for resource, shares in _PRESSURES.items():
             stalls = tuple(f"pressure_{resource}_{share}_percent" for share in shares)
             take(stalls, partial(self._pressure, resource, shares))
         take(("open_files", "open_files_max"), lambda: procfs.open_files(self._root))
         take(("cgroup_memory_bytes",), lambda: (cgroups.memory_used(self._root),))
-        if self._reads % LIMITS_EVERY == 0:
-            limits = partial(_take, *self._limits)
-            self._limits[0].clear()
-            self._limits[1].clear()
-            limits(("cgroup_memory_limit_bytes",), lambda: (cgroups.memory_limit(self._root),))
-            limits(("cgroup_cpu_limit",), lambda: (cgroups.cpu_limit(self._root),))
-        self._reads += 1
-        sample.update(self._limits[0])
-        reasons.update(self._limits[1])
-        return Reading(sample, reasons)
+
+    def _limits(self, take: Take) -> None:
+        take(("cgroup_memory_limit_bytes",), lambda: (cgroups.memory_limit(self._root),))
+        take(("cgroup_cpu_limit",), lambda: (cgroups.cpu_limit(self._root),))
 
     def _memory(self) -> tuple[float, ...]:
         total, available = self.source.memory()

@@ -79,21 +79,25 @@ class ProcessReader:
         self._before = before
         self._started: int | None = None
         self._rates: dict[str, _Rate] = {}
+        self._rest: tuple[Sample, Reasons] = {}, {}
         self._pss: tuple[float | None, str] = (None, "it has not been looked at yet")
         self.seconds_for_pss = 0.0
         """How long the last look at the proportional set size took."""
 
-    def read(self, *, shares: bool, own: OwnWords | None = None, now: int = 0) -> Reading:
+    def read(
+        self, *, shares: bool, own: OwnWords | None = None, now: int = 0, brief: bool = False
+    ) -> Reading:
         """A value or null for each figure of PROCESS, and why the nulls are null.
 
         `shares`: look at the proportional set size too, which walks the process's whole memory;
-        else it is the one that was seen last. `own` is what the process tells of itself, taken at
+        else it is the one that was seen last. `brief`: so are the others but processor time,
+        memory and threads. `own` is what the process tells of itself, taken at
         `now` on the boot clock: used only for what cannot be seen from here.
         """
         sample: Sample = dict.fromkeys(figure.name for figure in PROCESS)
         reasons: Reasons = {}
         try:
-            self._look(sample, reasons, shares)
+            self._look(sample, reasons, shares, brief)
         except Unknown as unknown:
             for name in sample:
                 sample[name], reasons[name] = None, str(unknown)
@@ -106,42 +110,44 @@ class ProcessReader:
 
     # ── as the kernel says
 
-    def _look(self, sample: Sample, reasons: Reasons, shares: bool) -> None:
+    def _look(self, sample: Sample, reasons: Reasons, shares: bool, brief: bool) -> None:
         if not self.pid:
             raise Unknown("the process is in another PID namespace")
-
-        def take(name: str, how: Callable[[], float]) -> None:
-            try:
-                sample[name] = how()
-            except Unknown as unknown:
-                reasons[name] = str(unknown)
 
         with Folder(self._root, self.pid) as folder:
             times = folder.times()
             self._check(times)
             sample["rss_bytes"], sample["threads"] = times.rss_bytes, times.threads
             sample["cpu_seconds"] = times.cpu_seconds
-            now = self._clock()
-            take("cpu_percent", lambda: 100 * self._rate("cpu").look(now, times.cpu_seconds))
-            take("swap_bytes", folder.swap_bytes)
-            take("open_files", folder.open_files)
-            try:
-                read, written = folder.disk_bytes()
-            except Unknown as unknown:
-                for name in ("read", "write"):
-                    for kind in ("bytes", "bytes_per_second"):
-                        reasons[f"{name}_{kind}"] = str(unknown)
-            else:
-                now = self._clock()
-                for name, count in (("read", read), ("write", written)):
-                    sample[f"{name}_bytes"] = count
-                    take(f"{name}_bytes_per_second", partial(self._rate(name).look, now, count))
+            rate = partial(self._rate("cpu").look, self._clock(), times.cpu_seconds)
+            _take(sample, reasons, "cpu_percent", lambda: 100 * rate())
+            if not (brief and self._rest[0]):
+                self._rest = {}, {}
+                self._look_at_rest(folder, *self._rest)
             if shares:
                 self._look_at_pss(folder)
+        sample.update(self._rest[0])
+        reasons.update(self._rest[1])
         value, reason = self._pss
         sample["pss_bytes"] = value
         if value is None:
             reasons["pss_bytes"] = reason
+
+    def _look_at_rest(self, folder: Folder, sample: Sample, reasons: Reasons) -> None:
+        _take(sample, reasons, "swap_bytes", folder.swap_bytes)
+        _take(sample, reasons, "open_files", folder.open_files)
+        try:
+            counts = folder.disk_bytes()
+        except Unknown as unknown:
+            for name in ("read", "write"):
+                for kind in ("bytes", "bytes_per_second"):
+                    sample[f"{name}_{kind}"], reasons[f"{name}_{kind}"] = None, str(unknown)
+            return
+        now = self._clock()
+        for name, count in zip(("read", "write"), counts, strict=True):
+            sample[f"{name}_bytes"] = count
+            rate = partial(self._rate(name).look, now, count)
+            _take(sample, reasons, f"{name}_bytes_per_second", rate)
 
     def _check(self, times: Times) -> None:
         if self._started is None:
@@ -217,3 +223,11 @@ class ProcessReader:
         if found > most:
             raise Unknown("tells what cannot be")
         return found
+
+
+def _take(sample: Sample, reasons: Reasons, name: str, how: Callable[[], float]) -> None:
+    """Put what `how` returns under the name, or None and why."""
+    try:
+        sample[name] = how()
+    except Unknown as unknown:
+        sample[name], reasons[name] = None, str(unknown)
