@@ -73,6 +73,17 @@ class ObservingReader(StoreReader):
         return MISS
 
 
+class SilentReader(StoreReader):
+    """Serves and counts nothing; it tells while the daemon that said so, `mode = off`, is there."""
+
+    def read(self, key: bytes, whole: bool = False, retries: int = 8) -> object:
+        self.now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return MISS if self.now < self.deadline else DETACHED
+
+
+READERS = {"on": StoreReader, "observe": ObservingReader, "off": SilentReader}
+
+
 class Link:
     """This process's side of the daemon; one for each socket that is used."""
 
@@ -86,6 +97,7 @@ class Link:
             )
             given = "on"
         self._mode = given
+        """The caller's own; empty for what the daemon says, which may change with the daemon."""
         self.reader: StoreReader | Absent = Absent()
         self.mode = given or "on"
         self.default_ttl: float | None = None
@@ -138,16 +150,20 @@ class Link:
     # ── the store
 
     def attach(self) -> bool:
-        """Make `reader` a live one if that can be done now; whether it is."""
-        if self.mode == "off":
+        """Make `reader` a live one if that can be done now; whether it is. A call that it is not
+        is counted as answered without the daemon."""
+        if self._mode == "off":
             return False
+        attached = self._attach()
+        self.unavailable += not attached
+        return attached
+
+    def _attach(self) -> bool:
         if time.monotonic() < self._attach_at or not self._may_try():
-            self.unavailable += 1
             return False
         with self._lock:
             attached = self._attach_locked()
         if not attached:
-            self.unavailable += 1
             # Not under the lock: whoever handles the log may be waiting for it.
             self._warn()
         return attached
@@ -218,8 +234,11 @@ class Link:
         """Map what was handed over. The old reader is dropped, not closed: threads may use it."""
         if len(fds) != 3:
             raise Unavailable(f"the daemon sent {len(fds)} descriptors instead of 3")
-        self.mode = self._mode or str(reply["mode"])
-        made = ObservingReader if self.mode == "observe" else StoreReader
+        mode = self._mode or str(reply["mode"])
+        if mode not in READERS:
+            raise Unavailable(f"the daemon's mode is {mode!r:.40}, which is none")
+        self.mode = mode
+        made = READERS[self.mode]
         handed, fds[:] = list(fds), []
         # From here on the descriptors are the reader's, which closes them whatever happens.
         reader = made(handed[0], handed[1], handed[2], int(reply["epoch"]))
@@ -230,7 +249,7 @@ class Link:
         self.default_ttl = float(reply["default_ttl"])
         self.compression = bool(reply["compression"])
         self.max_payload = int(reply["max_payload"])
-        self.reader = Absent() if self.mode == "off" else reader
+        self.reader = reader
         self._come_back()
 
     def _drop_pending(self) -> None:
@@ -245,7 +264,7 @@ class Link:
         """Attach again if what the daemon told at the last time is no longer what it goes by."""
         reader = self.reader
         if isinstance(reader, StoreReader) and not reader.alive():
-            self.attach()
+            self._attach()
 
     # ── requests
 
@@ -283,12 +302,20 @@ class Link:
                 reader.tell()
             return result
 
+    def _is_off(self) -> bool:
+        """Whether nothing is to be asked. What a daemon said holds while that daemon is there."""
+        if self.mode == "off" and self._mode != "off":
+            reader = self.reader
+            if isinstance(reader, Absent) or not reader.alive():
+                self._attach()
+        return self.mode == "off"
+
     def _checkout(self, *, look: bool) -> tuple[Connection, bool]:
         """A connection, and whether it was kept from an earlier request.
 
         With `look` a kept one is looked at first: for a request that cannot be made twice.
         """
-        if self.mode == "off":
+        if self._is_off():
             raise Unavailable("mode is off")
         while self._idle:
             try:

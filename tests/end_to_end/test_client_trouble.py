@@ -230,6 +230,66 @@ def test_writes_return_with_the_reads_after_a_stop(
     assert cache.get("key") == "new"
 
 
+@pytest.mark.parametrize(
+    "off", ['[performance]\nmode = "off"\n', "[performance.cache]\nenabled = false\n"]
+)
+@pytest.mark.parametrize("first", ["get", "set", "delete"])
+def test_off_that_the_daemon_said_ends_with_that_daemon(
+    tmp_path: Path, off: str, first: str
+) -> None:
+    """A scraper that was started while the cache was off must not need a restart of its own."""
+    file = tmp_path / "performance.toml"
+    file.write_text(off)
+    daemon = DaemonProcess(tmp_path, "--config", str(file))
+    optimizer = PerformanceOptimizer(str(daemon.socket))
+    cache = optimizer.sync.cache
+    with daemon:
+        assert cache.get("key") is None
+        assert optimizer.mode == "off"
+        assert cache.set("key", 1) is False
+        daemon.kill9()
+        assert cache.set("key", 1) is False
+        file.write_text("")
+        daemon.start()
+        use = {
+            "get": lambda: cache.get("key") is None and optimizer.mode == "on",
+            "set": lambda: cache.set("key", 1),
+            "delete": lambda: cache.delete("key"),
+        }
+        wait_until(use[first], what="the end of the old answer")
+        assert optimizer.mode == "on"
+        assert cache.set("key", 2)
+        assert cache.get("key") == 2
+    optimizer.close()
+
+
+def test_off_that_the_caller_said_stays(
+    daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def attach(*_: object) -> None:
+        raise AssertionError("asked the daemon")
+
+    monkeypatch.setattr("bi_performance.link.Connection", attach)
+    optimizer = PerformanceOptimizer(str(daemon.socket), mode="off")
+    for _ in range(3):
+        assert optimizer.sync.cache.get("key") is None
+        assert optimizer.sync.cache.set("key", 1) is False
+    assert optimizer.mode == "off"
+
+
+def test_a_call_that_the_daemon_did_not_answer_is_counted_once(
+    daemon: DaemonProcess, optimizer: PerformanceOptimizer
+) -> None:
+    cache = optimizer.sync.cache
+    assert cache.set("key", 1) and cache.get("key") == 1
+    daemon.kill9()
+    wait_until(lambda: cache.get("key") is None, what="the end of the deadline")
+    for call in (lambda: cache.get("key"), lambda: cache.set("key", 1), cache.stats):
+        before = cache.unavailable
+        assert not call()
+        assert cache.unavailable == before + 1
+
+
 REENTERED = """
 import logging, signal, sys
 from bi_performance.optimizer import PerformanceOptimizer
