@@ -225,6 +225,11 @@ class _Common:
             self._link.note(WireError(TOO_LARGE, str(reason), field="items"))
         return int(answer["stored"])
 
+    def _known(self, answer: Any) -> bool:
+        """Whether `cache.add` found its key there already, for those who may be told."""
+        # While it is only observed, nothing may be skipped; the read has counted what was there.
+        return answer is not None and not answer["stored"] and self._link.mode != "observe"
+
     @property
     def unavailable(self) -> int:
         """Calls of this process that were answered without the daemon."""
@@ -322,14 +327,15 @@ class PerformanceCache(_Common):
         """Whether any process of the host called this with the fingerprint within `ttl` seconds.
 
         Exact over all processes: of those that call at once with a new fingerprint one gets
-        False. While the daemon is away it is False, and counted in `unavailable`.
+        False. While the daemon is away it is False, and counted in `unavailable`; in `observe` it
+        is False too, and counted as a read that would have found something.
         """
         key = SEEN_PREFIX + key_bytes(fingerprint)
         if await self.get(key) is not None:
             return True
         args = self._set_args(key, 1, ttl)
         answer = None if args is None else await self._ask("cache.add", args, repeatable=False)
-        return answer is not None and not answer["stored"]
+        return self._known(answer)
 
     async def _ask(
         self,
@@ -411,7 +417,7 @@ class SyncCache(_Common):
             return True
         args = self._set_args(key, 1, ttl)
         answer = None if args is None else self._ask("cache.add", args, repeatable=False)
-        return answer is not None and not answer["stored"]
+        return self._known(answer)
 
     def _ask(
         self,

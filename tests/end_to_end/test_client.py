@@ -430,6 +430,18 @@ def test_observe_serves_nothing_and_reports_what_it_would_have(daemon: DaemonPro
     observing.close()
 
 
+def test_observe_skips_no_work_that_was_seen(daemon: DaemonProcess) -> None:
+    observing = PerformanceOptimizer(str(daemon.socket), mode="observe")
+    for _ in range(3):
+        assert observing.sync.cache.seen("page") is False
+    assert asyncio.run(observing.cache.seen("page")) is False
+    assert observing.sync.cache.observed() == {"hits": 0, "misses": 4, "would_have_hit": 3}
+    observing.close()
+    other = PerformanceOptimizer(str(daemon.socket), mode="on")
+    assert other.sync.cache.seen("page") is True
+    other.close()
+
+
 def test_off_is_a_local_no_op(daemon: DaemonProcess, caplog: pytest.LogCaptureFixture) -> None:
     off = PerformanceOptimizer(str(daemon.socket), mode="off")
     before = open_files()
