@@ -36,6 +36,9 @@ exit status:
 
 examples:
   bi-performance status
+  bi-performance monitor
+  bi-performance recommendations
+  bi-performance optimize performance_focused
   bi-performance clear-cache --pattern analytics
   bi-performance benchmark --iterations 100
   bi-performance cache stats --json-output | jq .hit_rate

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bi_performance.protocol import Connection, Steps, Unavailable
+from bi_performance.protocol import Connection, Steps, TimedOut, Unavailable
 from bi_performance_ctl.console import FAILED, UNREACHABLE, Console, Exit
 from bi_performance_wire.errors import WireError
 
@@ -103,7 +103,7 @@ class Watcher:
             # Says best why nobody answers.
             self._console.ask("ping")
         try:
-            self._last = self._ask()
+            self._last = self._ask_again_if_cut_off()
         except WireError as error:
             self._away(FAILED, f"{error.code}: {error.message}")
         except Unavailable as error:
@@ -114,6 +114,18 @@ class Watcher:
             self._away(error.status, error.message.partition(".")[0])
         assert self._last is not None
         return self._last
+
+    def _ask_again_if_cut_off(self) -> View:
+        """Ask; once more anew when the connection was kept and turns out to be dead."""
+        kept = self._connection is not None
+        try:
+            return self._ask()
+        except TimedOut:
+            raise
+        except (OSError, Unavailable):
+            if not kept:
+                raise
+        return self._ask()
 
     def _away(self, status: int, reason: str) -> None:
         """Keep what was seen last, and say since when nothing more is."""

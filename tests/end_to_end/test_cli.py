@@ -83,6 +83,13 @@ def test_every_example_of_the_help_works(say: Seen, row: object) -> None:
     assert example in say(*str(getattr(row, "cli")).split(), "--help")  # noqa: B009
 
 
+def test_the_monitor_s_examples_work(say: Seen) -> None:
+    text = say("monitor", "--help")
+    for example in ("monitor --once", "monitor --interval 10 >> monitor.txt"):
+        assert f"\n  bi-performance {example}\n" in text
+    assert "hit rate" in say("monitor", "--once")
+
+
 def test_json_output_is_one_document_and_stands_before_or_after(say: Seen) -> None:
     for words in (
         ["--json-output", "status"],
@@ -93,6 +100,11 @@ def test_json_output_is_one_document_and_stands_before_or_after(say: Seen) -> No
         ["benchmark", "--iterations", "10", "--json-output"],
         ["doctor", "--json-output"],
         ["cache", "keys", "--json-output"],
+        ["metrics", "--json-output"],
+        ["recommendations", "--json-output"],
+        ["profiles", "--json-output"],
+        ["optimize", "balanced", "--json-output"],
+        ["monitor", "--once", "--json-output"],
     ):
         json.loads(say(*words))
 
@@ -269,8 +281,11 @@ def test_a_reader_that_has_enough_is_no_error(daemon: DaemonProcess) -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_offers_commands_and_their_options(say: Seen, shell: str) -> None:
     script = say("completion", shell)
-    for word in ("clear-cache", "benchmark", "iterations", "pattern"):
+    for word in ("clear-cache", "benchmark", "iterations", "pattern", "monitor", "interval"):
         assert word in script
+    if path := shutil.which(shell):
+        done = subprocess.run([path, "-n"], input=script, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == ""
 
 
 def test_bash_completes(tmp_path: Path) -> None:
@@ -291,6 +306,10 @@ def test_bash_completes(tmp_path: Path) -> None:
     assert set(complete("bi-performance", "cache")) >= {"get", "set", "delete", "keys"}
     assert "--pattern" in complete("bi-performance", "clear-cache")
     assert "--ttl" in complete("bi-performance", "cache", "set")
+    assert "set" in complete("bi-performance", "config")
+    assert "--ttl" not in complete("bi-performance", "config", "set")
+    assert {"--interval", "--once"} <= set(complete("bi-performance", "monitor"))
+    assert {"--history", "--format"} <= set(complete("bi-performance", "metrics"))
 
 
 def test_help_names_every_command(say: Seen) -> None:

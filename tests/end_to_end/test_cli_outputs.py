@@ -52,6 +52,11 @@ def seen(daemon: DaemonProcess, *words: str, columns: int = 80) -> str:
 
 COMMANDS = [
     ["status"],
+    ["metrics"],
+    ["metrics", "--format", "openmetrics"],
+    ["profiles"],
+    ["recommendations"],
+    ["monitor", "--once"],
     ["config"],
     ["cache", "stats"],
     ["cache", "keys"],
@@ -175,7 +180,10 @@ def test_a_log_that_is_none_is_shown_harmlessly(daemon: DaemonProcess, tmp_path:
     assert "owned" in text
 
 
-@pytest.mark.parametrize("words", [["config"], ["cache", "stats"], ["status"]])
+@pytest.mark.parametrize(
+    "words",
+    [["config"], ["cache", "stats"], ["status"], ["metrics"], ["profiles"], ["recommendations"]],
+)
 def test_a_narrow_terminal_cuts_nothing_off(daemon: DaemonProcess, words: Sequence[str]) -> None:
     text = seen(daemon, *words, "--no-color", columns=40)
     assert "…" not in text

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from bi_performance_ctl.checks import Finding, daemon, here, reach
 from bi_performance_ctl.console import FAILED, Console, visible
+from bi_performance_ctl.render.prose import fold
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +23,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         for finding in findings:
             mark = console.mark(finding.state)
             padding = " " * (8 - len(finding.state))
-            console.say(f"{mark}{padding}{finding.check:{width}}  {visible(finding.detail)}")
+            indent = " " * (12 + width)
+            detail, *rest = fold(visible(finding.detail), indent, console, first=indent)
+            console.say(f"{mark}{padding}{finding.check:{width}}  {detail.strip()}")
+            for line in rest:
+                console.say(line)
             if finding.remedy:
+                # In one line, for there may be a command in it to be copied.
                 console.say(f"{'':{10 + width}}  → {visible(finding.remedy)}")
         console.say(_summary(findings))
     return FAILED if any(finding.state == "failed" for finding in findings) else 0

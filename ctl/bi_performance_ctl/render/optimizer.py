@@ -62,7 +62,8 @@ def adjusted(result: dict[str, Any], console: Console) -> str:
     if not result["changes"]:
         return "it has this value already: nothing changed"
     lines = _changes(result["changes"], console)
-    lines.append("it holds over restarts, until the next bi-performance optimize")
+    if any(change.get("reason") == "set while running" for change in result["changes"]):
+        lines.append("it holds over restarts, until the next bi-performance optimize")
     return "\n".join(lines)
 
 

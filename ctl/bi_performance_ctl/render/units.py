@@ -109,6 +109,9 @@ def figure(name: str, value: Any) -> str:
 
 def label(name: str) -> str:
     """A figure's name without its unit, in words."""
+    if name in ("max_bytes", "prefix_bytes"):
+        # Without its unit it would be another figure's name, or none.
+        name = name.replace("bytes", "size")
     for suffix in ("_bytes_per_second", "_per_second", "_bytes", "_percent", "_seconds"):
         name = name.removesuffix(suffix)
     words = name.replace("cgroup", "control group").replace("cpu", "CPU")
