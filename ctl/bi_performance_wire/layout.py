@@ -98,6 +98,8 @@ HEADER_BYTES: Final = HEADER.size
 RECORD_OVERHEAD: Final = HEADER.size + BODY.size
 KEY_IN_BODY: Final = BODY.size
 KEY_AT: Final = HEADER.size + BODY.size
+EXPIRY: Final = struct.Struct("<Q")
+EXPIRY_AT: Final = 16
 WORD: Final = struct.Struct("<H")
 """The key's length and the flags: the first two bytes of a body."""
 

@@ -182,8 +182,8 @@ def never_read(seen: Evidence) -> Finding | None:
     departures = seen.departures
     if departures.left < MIN_SETS or departures.unread < UNREAD * departures.left:
         return None
-    prefix, (count, size) = max(departures.prefixes.items(), key=lambda item: item[1][0])
-    if count < UNREAD * departures.unread:
+    prefix, (count, size) = max(departures.prefixes().items(), key=lambda item: item[1][0])
+    if count < UNREAD * len(departures.keys):
         return None
     try:
         shown = prefix.decode()
@@ -199,8 +199,8 @@ def never_read(seen: Evidence) -> Finding | None:
             departures.left,
             left_unread=departures.unread,
             prefix=shown,
-            prefix_left_unread=count,
-            prefix_bytes=size,
+            prefix_of_the_latest=round(count / len(departures.keys), 3),
+            prefix_entry_bytes=size // count,
         ),
         "Clear these keys, and do not store them, or for a shorter time.",
         f"bi-performance clear-cache --pattern {shlex.quote(pattern)}",

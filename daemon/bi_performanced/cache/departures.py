@@ -12,7 +12,8 @@ from typing import Final
 
 MOST_EXPIRED: Final = 4096
 """Keys that are remembered after they expired, the latest."""
-MOST_PREFIXES: Final = 512
+KEPT: Final = 512
+"""Entries that left unread whose keys are remembered, the latest of each span of time."""
 AGES: Final = 40
 """Ages are counted by their power of two, from a tenth of a second up."""
 LONGEST_PREFIX: Final = 64
@@ -26,11 +27,20 @@ class Tally:
     left: int = 0
     """Entries that left by eviction or expiry, and of which is known whether they were read."""
     unread: int = 0
-    prefixes: dict[bytes, list[int]] = field(default_factory=dict)
-    """For the beginnings of keys: entries that left unread, and their bytes."""
+    keys: list[tuple[bytes, int]] = field(default_factory=list)
+    """The latest of those that left unread: key and bytes."""
     refill_ages: list[int] = field(default_factory=lambda: [0] * AGES)
     """Entries stored again after they had expired, by floor(log2(tenths of a second)) since they
     were stored before."""
+
+    def prefixes(self) -> dict[bytes, tuple[int, int]]:
+        """For the beginnings of those keys: how many there are, and their bytes."""
+        found: dict[bytes, tuple[int, int]] = {}
+        for key, size in self.keys:
+            prefix = prefix_of(key)
+            count, total = found.get(prefix, (0, 0))
+            found[prefix] = (count + 1, total + size)
+        return found
 
     def age_of_refills(self, share: float) -> float | None:
         """Seconds within which that share of them was wanted again, at most twice too large."""
@@ -47,7 +57,7 @@ class Departures:
     """Tallies of the span of time that goes on and of the one before it."""
 
     def __init__(self) -> None:
-        self._expired: dict[int, int] = {}
+        self.expired: dict[int, int] = {}
         """Digest of a key that expired, to its creation in tenths of a second."""
         self.refilled = 0
         """Entries that were stored again after they had expired, since the start."""
@@ -64,42 +74,36 @@ class Departures:
     def tally(self) -> Tally:
         """Both spans together."""
         now, before = self._now, self._before
-        prefixes = {prefix: list(counts) for prefix, counts in before.prefixes.items()}
-        for prefix, (count, size) in now.prefixes.items():
-            total = prefixes.setdefault(prefix, [0, 0])
-            total[0] += count
-            total[1] += size
         return Tally(
             now.left + before.left,
             now.unread + before.unread,
-            prefixes,
+            before.keys + now.keys,
             [one + other for one, other in zip(now.refill_ages, before.refill_ages, strict=True)],
         )
 
-    def leave(self, key: bytes, size: int, *, unread: bool) -> None:
+    def leave(self, key: bytes, size: int, unread: bool) -> None:
         """An entry of `size` bytes leaves by eviction or expiry."""
         now = self._now
         now.left += 1
         if unread:
+            # Only remembered here, for this is on the way of every put: looked at when asked.
+            keys = now.keys
+            if len(keys) < KEPT:
+                keys.append((key, size))
+            else:
+                keys[now.unread % KEPT] = (key, size)
             now.unread += 1
-            prefix = prefix_of(key)
-            counts = now.prefixes.get(prefix)
-            if counts is not None:
-                counts[0] += 1
-                counts[1] += size
-            elif len(now.prefixes) < MOST_PREFIXES:
-                now.prefixes[prefix] = [1, size]
 
     def expire(self, digest: int, created: int) -> None:
         """An entry's time is over; `created` in tenths of a second on the boot clock."""
-        expired = self._expired
+        expired = self.expired
         if len(expired) >= MOST_EXPIRED:
             del expired[next(iter(expired))]
         expired[digest] = created
 
     def arrive(self, digest: int, now: int) -> None:
         """A key is stored that had no entry; `now` in tenths of a second."""
-        created = self._expired.pop(digest, None)
+        created = self.expired.pop(digest, None)
         if created is not None:
             self.refill(now - created)
 

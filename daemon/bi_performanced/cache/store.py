@@ -181,14 +181,17 @@ class Store:
         counters = self.counters
         if slot == NONE:
             counters.inserts += 1
-            self.departures.arrive(digest, now // L.CREATED_UNIT_NS)
+            departures = self.departures
+            if departures.expired:
+                departures.arrive(digest, now // L.CREATED_UNIT_NS)
             ring = self._ring_for_new(digest)
         else:
-            ring = self.main if cells[slot] & L.MAIN_BIT else self.small
-            at = ring.address(cells[slot] & L.POSITION) + L.HEADER_BYTES
-            _, lapsed, created = L.BODY.unpack_from(self._data, at)
-            if lapsed <= now:
+            cell = cells[slot]
+            ring = self.main if cell & L.MAIN_BIT else self.small
+            at = ring.at + (cell & L.POSITION) % ring.bytes
+            if L.EXPIRY.unpack_from(self._data, at + L.EXPIRY_AT)[0] <= now:
                 counters.inserts += 1
+                _, _, created = L.BODY.unpack_from(self._data, at + L.HEADER_BYTES)
                 self.departures.refill(now // L.CREATED_UNIT_NS - created)
         if size > self.small.bytes >> 3:
             ring = self.main
@@ -326,7 +329,10 @@ class Store:
         if self.journal is not None:
             self.journal.add(found.key)
         size = self._size(found.place)
-        self._leave(found.place, slot, found.key, digest, size, expired=True)
+        word, _, created, key = self._body(found.place)
+        self.counters.expirations += 1
+        self.departures.expire(digest, created)
+        self._part(found.place, word, key, size, self.index.frequency(slot))
         self.remove(slot)
         return True
 
@@ -436,7 +442,7 @@ class Store:
                 ring.advance(position + size)
                 continue
             place = ring.bit | position
-            key, expires = self._key(place)
+            word, expires, created, key = self._body(place)
             digest = self.digest(key)
             slot = index.find_place(digest, place)
             if slot == NONE:
@@ -451,39 +457,35 @@ class Store:
                 else:
                     index.set_frequency(slot, count - 1)
                 continue
-            self._leave(place, slot, key, digest, size, expired=expires <= now)
             self._account(place, size, -1)
             index.remove(slot)
             ring.advance(position + size)
-            if expires > now and ring is self.small:
-                self.ghost.add(digest)
+            if expires <= now:
+                self.counters.expirations += 1
+                self.departures.expire(digest, created)
+            else:
+                self.counters.evictions += 1
+                if ring is self.small:
+                    self.ghost.add(digest)
+            self._part(place, word, key, size, count)
             return True
         return False
 
     # ── mechanics
 
-    def _leave(
-        self, place: int, slot: int, key: bytes, digest: int, size: int, *, expired: bool
-    ) -> None:
-        """Count an entry that leaves by itself, before its slot and record are given up."""
-        departures = self.departures
-        at = self.address(place) + L.HEADER_BYTES
-        word, _, created = L.BODY.unpack_from(self._data, at)
-        if expired:
-            self.counters.expirations += 1
-            departures.expire(digest, created)
-        else:
-            self.counters.evictions += 1
+    def _part(self, place: int, word: int, key: bytes, size: int, count: int) -> None:
+        """Tell of an entry that leaves by eviction or expiry, where it is known if it was read."""
         # In the main ring a count of 0 may be what is left of many uses, and of entries that an
         # earlier daemon stored the uses are not known.
         if word >> 16 > self.uses_known_from and (not place & L.MAIN_BIT or not self._full_once):
-            departures.leave(key, size, unread=self.index.frequency(slot) == 0)
+            self.departures.leave(key, size, count == 0)
 
-    def _key(self, place: int) -> tuple[bytes, int]:
+    def _body(self, place: int) -> tuple[int, int, int, bytes]:
+        """A record's first word (key length, flags, sequence), expiry, creation and key."""
         at = self.address(place) + L.HEADER_BYTES
-        word, expires, _ = L.BODY.unpack_from(self._data, at)
+        word, expires, created = L.BODY.unpack_from(self._data, at)
         at += L.KEY_IN_BODY
-        return self._data[at : at + (word & L.KEY_LENGTH)], expires
+        return word, expires, created, self._data[at : at + (word & L.KEY_LENGTH)]
 
     def _account(self, place: int, size: int, sign: int) -> None:
         if place & L.MAIN_BIT:
@@ -524,7 +526,7 @@ class Store:
         size, state = ring.peek(position)
         if state == L.LIVE:
             place = ring.bit | position
-            key, expires = self._key(place)
+            word, expires, created, key = self._body(place)
             digest = self.digest(key)
             slot = self.index.find_place(digest, place)
             if slot != NONE:
@@ -532,7 +534,9 @@ class Store:
                     self.counters.moves += 1
                     self._carry(ring, position, size, slot, digest, key, now)
                     return
-                self._leave(place, slot, key, digest, size, expired=True)
+                self.counters.expirations += 1
+                self.departures.expire(digest, created)
+                self._part(place, word, key, size, self.index.frequency(slot))
                 self._account(place, size, -1)
                 self.index.remove(slot)
         ring.advance(position + size)
