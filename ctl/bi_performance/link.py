@@ -260,6 +260,11 @@ class Link:
             for fd in fds:
                 os.close(fd)
 
+    @property
+    def reason(self) -> str:
+        """Why the daemon could not be used at the last attempt; empty when it could."""
+        return self._reason
+
     def keep_up(self) -> None:
         """Attach again if what the daemon told at the last time is no longer what it goes by."""
         reader = self.reader

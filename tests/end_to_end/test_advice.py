@@ -152,6 +152,37 @@ def test_a_store_too_small_for_what_is_asked_again(tmp_path: Path) -> None:
         host.silent("cache.too_small", work)
 
 
+def test_a_scan_over_twice_what_the_store_holds(tmp_path: Path) -> None:
+    with advised(tmp_path, "[performance.cache]\nmax_size = 200\n") as host:
+        keys = [f"page:{n}" for n in range(400)]
+        found = host.raised("cache.too_small", lambda: scrape(host.cache, keys))
+        before = host.hit_rate(lambda: scrape(host.cache, keys))
+        host.follow(found)
+        for _ in range(3):
+            scrape(host.cache, keys)
+        assert host.hit_rate(lambda: scrape(host.cache, keys)) > before + 0.3
+        host.silent("cache.too_small", lambda: scrape(host.cache, keys))
+
+
+def test_keys_of_which_some_are_read_are_not_to_be_cleared(tmp_path: Path) -> None:
+    """Pages of one site: most are read once, some often. Both kinds begin alike."""
+    with advised(tmp_path, "[performance.cache]\nmax_size = 300\n") as host:
+        often = [f"https://example.com/{n}" for n in range(200)]
+        numbers = iter(range(1000, 1_000_000))
+
+        def work() -> None:
+            scrape(host.cache, often * 3)
+            host.cache.set_many({f"https://example.com/{next(numbers)}": "x" for _ in range(100)})
+
+        def enough() -> bool:
+            work()
+            assert "cache.never_read" not in host.recommendations()
+            window = host.analysis().get("window", {})
+            return bool(window.get("evictions", 0) > 2000)
+
+        wait_until(enough, within=60, what="departures")
+
+
 def test_misses_that_come_from_expiry(tmp_path: Path) -> None:
     with advised(tmp_path, "[performance.cache]\ndefault_ttl = 0.5\n", window=60.0) as host:
         keys = [f"price:{n}" for n in range(300)]

@@ -178,7 +178,7 @@ def store(console: Console) -> Iterator[Finding]:
         if isinstance(link.reader, StoreReader):
             yield ok("store", "attached, and read in place")
             return
-        reason = getattr(link, "_reason", "") or "no reason is known"
+        reason = link.reason or "no reason is known"
         yield failed(
             "store",
             f"cannot be attached: {reason}",

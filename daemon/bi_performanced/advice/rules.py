@@ -20,7 +20,8 @@ MIN_SETS: Final = 200
 GOOD_HIT_RATE: Final = 0.9
 """Above this share of reads that hit, nothing is said about misses."""
 RETURNS: Final = 0.1
-"""Share of new entries that had been evicted lately, from which the store is too small."""
+"""Share of new entries that had been evicted lately, from which the store is too small: within so
+many evictions as four times the entries."""
 REFILLS: Final = 0.5
 """Share of new entries that had expired, from which the time to live is too short."""
 LONGER: Final = 4
@@ -32,6 +33,9 @@ UNCOMPRESSED: Final = 0.1
 """Share of the large values that took less room compressed, below which trying is not worth it."""
 UNREAD: Final = 0.5
 """Share of the departed entries that nobody read, from which a prefix is named."""
+MIN_LOOKED_AT: Final = 20
+MOST_READ: Final = 0.1
+"""Share of the entries of a prefix that are read, above which they are not to be cleared."""
 ROOM_TO_GROW: Final = 4
 """A store that could be halved, and would still hold so many times what was ever in it, is too
 large."""
@@ -185,6 +189,10 @@ def never_read(seen: Evidence) -> Finding | None:
     prefix, (count, size) = max(departures.prefixes().items(), key=lambda item: item[1][0])
     if count < UNREAD * len(departures.keys):
         return None
+    there, read = seen.used(prefix)
+    if there < MIN_LOOKED_AT or read > MOST_READ * there:
+        # Of keys of which some are read it is not known which to leave out.
+        return None
     try:
         shown = prefix.decode()
     except UnicodeDecodeError:
@@ -199,6 +207,8 @@ def never_read(seen: Evidence) -> Finding | None:
             departures.left,
             left_unread=departures.unread,
             prefix=shown,
+            prefix_looked_at=there,
+            prefix_read=read,
             prefix_of_the_latest=round(count / len(departures.keys), 3),
             prefix_entry_bytes=size // count,
         ),
@@ -247,7 +257,11 @@ def memory_pressure(seen: Evidence) -> Finding | None:
     evidence = _evidence(seen, sample, **figures, store_bytes=seen.store_bytes)
     evidence["window_seconds"] = sample
     focused = seen.max_bytes // 2
-    if seen.profile == "balanced" and focused < seen.store_limit:
+    if (
+        seen.store_limit > SMALLEST_STORE
+        and seen.profile == "balanced"
+        and focused < seen.store_limit
+    ):
         command, left = "bi-performance optimize memory_focused", focused
     elif seen.store_limit > SMALLEST_STORE:
         left = max(SMALLEST_STORE, seen.store_limit // 2)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import structlog
 import trio
 
@@ -194,7 +195,9 @@ class Tuner:
 
     async def optimize(self, profile: str) -> types.Optimized:
         """Apply a profile; single changes that were made before are taken back."""
-        return await self._change(lambda: Choice(profile))
+        result = await self._change(lambda: Choice(profile))
+        kept = self._planner.kept(self._plan)
+        return msgspec.structs.replace(result, kept=kept)
 
     async def adjust(self, key: str, value: Any) -> types.Optimized:
         """Change one setting; the value `default` takes such a change back."""
@@ -231,7 +234,7 @@ class Tuner:
             profile_applied=plan.choice.profile,
             previous_profile=old.choice.profile,
             changes=changes,
-            kept=self._planner.kept(plan),
+            kept={},
         )
         self._tell(result)
         return result

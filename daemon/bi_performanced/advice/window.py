@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -48,6 +49,8 @@ class Evidence:
     default_ttl: float
     compression: bool
     departures: Tally
+    used: Callable[[bytes], tuple[int, int]]
+    """Of entries whose key begins with a prefix: how many were looked at, and how many are read."""
     profile: str
     host: dict[str, list[float]]
     """The known values of the last LATELY seconds, one a second."""
@@ -127,6 +130,7 @@ class Window:
             default_ttl=settings.cache.default_ttl,
             compression=settings.cache.compression,
             departures=cache.departures.tally(),
+            used=cache.used,
             profile=profile,
             host={name: self._known(name, now - self._restarted_at) for name in HOST},
         )

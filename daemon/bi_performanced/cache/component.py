@@ -51,6 +51,8 @@ LAST_ROUND = 500
 SOON = 20.0
 """Seconds within which a store that fills up is followed by one of four times its size."""
 SWEEP_SLOTS = 400
+LOOKED_AT = 2000
+"""Slots of the index that are looked at to tell whether keys of a prefix are read."""
 LISTING_BYTES = 4 << 20
 RELEASE_AFTER = 30.0
 """Seconds until the pages of a store that was left are taken from readers who stayed on it."""
@@ -591,6 +593,10 @@ class Cache:
     def departures(self) -> Departures:
         """What is remembered of entries that left."""
         return self._store.departures
+
+    def used(self, prefix: bytes) -> tuple[int, int]:
+        """Of a sample of the entries whose key begins so: how many, and how many were read."""
+        return self._store.used(prefix, LOOKED_AT)
 
     @property
     def counters(self) -> Counters:

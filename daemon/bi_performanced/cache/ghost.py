@@ -5,6 +5,11 @@ from __future__ import annotations
 from array import array
 
 _STAMP = (1 << 32) - 1
+REACH = 4
+"""How many times the store's entries the keys that are counted as returning may be ago."""
+MOST_SAMPLED = 16_384
+_SAMPLE_SHIFT = 20
+"""Bits of the hash that decide neither the slot of a small table nor the mark of a ghost."""
 
 
 class Ghost:
@@ -48,3 +53,32 @@ class Ghost:
 
     def clear(self) -> None:
         self._words = array("Q", bytes(8)) * (2 * self._buckets)
+
+
+class Returns:
+    """Tells how many of the new keys would be there in a store of four times the entries.
+
+    The keys that were evicted lately, of those that fall into a sample by their hash, so that a
+    large store's takes no more memory than a small one's.
+    """
+
+    def __init__(self, max_entries: int) -> None:
+        rate = 1
+        while REACH * max_entries > rate * MOST_SAMPLED:
+            rate *= 2
+        self._mask = (rate - 1) << _SAMPLE_SHIFT
+        self._rate = rate
+        self._ghost = Ghost(REACH * max_entries // rate)
+
+    def evicted(self, digest: int) -> None:
+        if not digest & self._mask:
+            self._ghost.add(digest)
+
+    def arrived(self, digest: int) -> int:
+        """For how many arrivals of keys that were evicted this one stands."""
+        if digest & self._mask or not self._ghost.take(digest):
+            return 0
+        return self._rate
+
+    def clear(self) -> None:
+        self._ghost.clear()

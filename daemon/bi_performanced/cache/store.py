@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from bi_performance_wire import layout as L
 from bi_performanced.cache.departures import Departures
-from bi_performanced.cache.ghost import Ghost
+from bi_performanced.cache.ghost import Ghost, Returns
 from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.memory import Memory
 from bi_performanced.cache.ring import Damaged, Record, Ring
@@ -96,10 +96,13 @@ class Store:
         self.small = Ring(memory, main=False)
         self.main = Ring(memory, main=True)
         self.ghost = Ghost(self.max_entries)
+        self._returns = Returns(self.max_entries)
         self.counters = Counters()
         self.small_entries = self.main_entries = 0
         self.small_bytes = self.main_bytes = 0
         self._full_once = False
+        self._full_from = 0
+        """The sequence at which entries had to leave for the first time."""
         self._sequence = self.uses_known_from = words[L.W_CLEARED]
         self.journal: set[bytes] | None = None
         """Keys changed while the entries are being copied to another store."""
@@ -173,7 +176,7 @@ class Store:
         digest: int = xxh3_64_intdigest(key, self._seed)
         slot = self.find(key, digest)
         if self._over(size, slot):
-            self._full_once = True
+            self._fill_up()
             while self._over(size, slot):
                 self._evict(now)
                 slot = self.find(key, digest)
@@ -181,6 +184,7 @@ class Store:
         counters = self.counters
         if slot == NONE:
             counters.inserts += 1
+            counters.returns += self._returns.arrived(digest)
             departures = self.departures
             if departures.expired:
                 departures.arrive(digest, now // L.CREATED_UNIT_NS)
@@ -252,6 +256,7 @@ class Store:
         self.small.reset()
         self.main.reset()
         self.ghost.clear()
+        self._returns.clear()
         self.small_entries = self.main_entries = 0
         self.small_bytes = self.main_bytes = 0
         self.counters.deletes += count
@@ -265,7 +270,7 @@ class Store:
         self.max_entries = min(self.max_entries, max_entries)
         self.max_bytes = min(self.max_bytes, max_bytes)
         while self.live_bytes > self.max_bytes or self.entries > self.max_entries:
-            self._full_once = True
+            self._fill_up()
             for _ in range(_EVICTED_AT_ONCE):
                 if self.live_bytes > self.max_bytes or self.entries > self.max_entries:
                     self._evict(now)
@@ -344,6 +349,24 @@ class Store:
             yield position, size, state
             position += size
 
+    def used(self, prefix: bytes, most: int) -> tuple[int, int]:
+        """Of the entries whose key begins so: how many, and how many of them were read.
+
+        Looks at `most` entries at the most, from a place in the index that the prefix decides.
+        """
+        start = self.digest(prefix) % self.index.slots
+        found, _ = self.sweep(start, most)
+        if len(found) < most:
+            found += self.sweep(0, min(start, most))[0]
+        count = read = 0
+        for entry in found:
+            if entry.key.startswith(prefix):
+                count += 1
+                # Before the store was full the first time, entries came there unread.
+                promoted = entry.place & L.MAIN_BIT and entry.sequence > self._full_from
+                read += bool(promoted) or self.index.frequency(entry.slot) > 0
+        return count, read
+
     # ── for recovery and copies
 
     def set_sequence(self, sequence: int, *, uses_known_from: int) -> None:
@@ -408,7 +431,6 @@ class Store:
 
     def _ring_for_new(self, digest: int) -> Ring:
         if self.ghost.take(digest):
-            self.counters.returns += 1
             return self.main
         if not self._full_once and self._small_is_over():
             # Nothing has been evicted yet, so nothing is known of what is worth keeping.
@@ -420,6 +442,11 @@ class Store:
             self.small_entries > self.max_entries * SMALL_SHARE
             or self.small_bytes > self.max_bytes * SMALL_SHARE
         )
+
+    def _fill_up(self) -> None:
+        """From now on entries have to leave for others."""
+        if not self._full_once:
+            self._full_once, self._full_from = True, self._sequence
 
     def _evict(self, now: int) -> None:
         """Make one entry leave."""
@@ -465,6 +492,7 @@ class Store:
                 self.departures.expire(digest, created)
             else:
                 self.counters.evictions += 1
+                self._returns.evicted(digest)
                 if ring is self.small:
                     self.ghost.add(digest)
             self._part(place, word, key, size, count)

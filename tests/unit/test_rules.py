@@ -1,0 +1,237 @@
+"""The rules: silent on what is well or too little, and right about what they say."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bi_performanced.advice.catalog import LIVE
+from bi_performanced.advice.rules import MIN_READS, MIN_SETS, RULES, Finding
+from bi_performanced.advice.window import HOST, Evidence
+from bi_performanced.cache.departures import KEPT, Departures, Tally, prefix_of
+from bi_performanced.config.overlay import ROWS
+from bi_performanced.config.parse import convert
+
+GROWN = (
+    *("hits", "misses", "sets", "evictions", "expirations", "inserts", "returns"),
+    *("default_ttl_sets", "refilled"),
+    *("compression_tried", "compression_kept", "compression_tried_bytes"),
+)
+MIB = 1 << 20
+
+
+def evidence(
+    grown: dict[str, int] | None = None,
+    host: dict[str, list[float]] | None = None,
+    used: tuple[int, int] = (0, 0),
+    **other: Any,
+) -> Evidence:
+    """A healthy cache, but for what is given."""
+    values: dict[str, Any] = {
+        "seconds": 600.0,
+        "whole": True,
+        "grown": dict.fromkeys(GROWN, 0) | {"hits": 9500, "misses": 500} | (grown or {}),
+        "peak_live_bytes": 20 * MIB,
+        "entries": 1000,
+        "max_entries": 10_000,
+        "live_bytes": 20 * MIB,
+        "max_bytes": 256 * MIB,
+        "store_limit": 32 * MIB,
+        "store_bytes": 48 * MIB,
+        "room": 512 * MIB,
+        "default_ttl": 3600.0,
+        "compression": True,
+        "departures": Tally(),
+        "used": lambda prefix: used,
+        "profile": "balanced",
+        "host": dict.fromkeys(HOST, [50.0] * 30)
+        | {"pressure_memory_some_percent": [0.0] * 30}
+        | {"cgroup_memory_bytes": [], "cgroup_memory_limit_bytes": []}
+        | (host or {}),
+    }
+    return Evidence(**(values | other))
+
+
+def found(seen: Evidence) -> dict[str, Finding]:
+    return {each.id: each for rule in RULES if (each := rule(seen)) is not None}
+
+
+def unread(prefix: str, count: int) -> Tally:
+    keys = [(f"{prefix}{n}".encode(), 500) for n in range(min(count, KEPT))]
+    return Tally(left=count, unread=count, keys=keys)
+
+
+CASES: dict[str, Evidence] = {
+    "cache.too_small": evidence(
+        {"hits": 600, "misses": 600, "inserts": 600, "evictions": 300, "returns": 200},
+        entries=10_000,
+    ),
+    "cache.expiry": evidence(
+        {
+            "hits": 600,
+            "misses": 600,
+            "inserts": 600,
+            "sets": 600,
+            "default_ttl_sets": 600,
+            "refilled": 500,
+        },
+        departures=Tally(refill_ages=[0] * 15 + [500] + [0] * 24),
+    ),
+    "cache.never_read": evidence(departures=unread("log:", 400), used=(100, 2)),
+    "cache.incompressible": evidence(
+        {"compression_tried": 300, "compression_kept": 10, "compression_tried_bytes": 5 << 20}
+    ),
+    "cache.oversized": evidence(
+        peak_live_bytes=10 * MIB, store_limit=256 * MIB, store_bytes=384 * MIB
+    ),
+    "memory.pressure": evidence(host={"memory_used_percent": [95.0] * 30}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_rule_speaks_on_its_own_evidence_alone(name: str) -> None:
+    assert set(found(CASES[name])) == {name}
+    finding = found(CASES[name])[name]
+    assert finding.evidence["sample"] > 0 and finding.evidence["window_seconds"] >= 0
+    assert finding.title and finding.action and finding.expected_effect
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_command_that_sets_something_sets_what_can_be_set(name: str) -> None:
+    words = shlex.split(found(CASES[name])[name].command)
+    assert words[0] == "bi-performance"
+    if words[1:3] == ["config", "set"]:
+        key, value = words[3:]
+        assert key in LIVE
+        convert(ROWS[key], value, "the command")
+
+
+def test_nothing_is_said_of_a_healthy_cache_nor_of_an_idle_one() -> None:
+    assert found(evidence()) == {}
+    assert found(evidence(dict.fromkeys(GROWN, 0), peak_live_bytes=0, store_limit=256 * MIB)) == {}
+
+
+def few(seen: Evidence, **other: Any) -> Evidence:
+    import dataclasses
+
+    return dataclasses.replace(seen, **other)
+
+
+def test_nothing_is_said_before_the_least_sample() -> None:
+    small, short = CASES["cache.too_small"], CASES["cache.expiry"]
+    for seen in (small, short):
+        assert found(few(seen, grown=seen.grown | {"hits": 300, "misses": MIN_READS - 301})) == {}
+        assert found(few(seen, grown=seen.grown | {"inserts": MIN_SETS - 1})) == {}
+    tried = CASES["cache.incompressible"]
+    assert found(few(tried, grown=tried.grown | {"compression_tried": MIN_SETS - 1})) == {}
+    assert found(evidence(departures=unread("log:", MIN_SETS - 1), used=(100, 0))) == {}
+    assert found(few(CASES["cache.oversized"], whole=False)) == {}
+    assert found(evidence(host={"memory_used_percent": [95.0] * 9})) == {}
+
+
+def test_a_peak_of_a_moment_is_no_pressure() -> None:
+    assert found(evidence(host={"memory_used_percent": [99.0] * 29 + [60.0]})) == {}
+    assert found(evidence(host={"pressure_memory_some_percent": [50.0] * 29 + [0.0]})) == {}
+
+
+def test_the_control_group_s_limit_counts_before_the_host_s() -> None:
+    group = {"cgroup_memory_bytes": [95.0] * 12, "cgroup_memory_limit_bytes": [100.0] * 12}
+    finding = found(evidence(host=group))["memory.pressure"]
+    assert finding.evidence["cgroup_memory_used_percent"] == 95
+
+
+def test_the_remedy_for_pressure_is_one_that_frees_something() -> None:
+    host = {"memory_used_percent": [95.0] * 30}
+    pressed = evidence(host=host, max_bytes=256 * MIB, store_limit=256 * MIB)
+    command = found(pressed)["memory.pressure"].command
+    assert command == "bi-performance optimize memory_focused"
+    # Half of what is configured is still more than the store takes.
+    command = found(evidence(host=host, store_limit=32 * MIB))["memory.pressure"].command
+    assert command == f"bi-performance config set cache.max_bytes {16 * MIB}"
+    focused = few(pressed, profile="memory_focused")
+    assert "config set cache.max_bytes" in found(focused)["memory.pressure"].command
+    least = evidence(host=host, store_limit=4 * MIB, max_bytes=4 * MIB)
+    assert found(least)["memory.pressure"].command == "bi-performance metrics"
+
+
+def test_a_store_that_is_short_of_bytes_gets_bytes_as_far_as_the_host_has_them() -> None:
+    seen = few(CASES["cache.too_small"], entries=500)
+    assert found(seen)["cache.too_small"].command.endswith(f"cache.max_bytes {512 * MIB}")
+    tight = few(seen, room=300 * MIB)
+    assert found(tight)["cache.too_small"].command.endswith(f"cache.max_bytes {300 * MIB}")
+    assert found(few(seen, room=100 * MIB)) == {}
+
+
+def test_explicit_times_to_live_are_not_ours_to_lengthen() -> None:
+    seen = CASES["cache.expiry"]
+    assert found(few(seen, grown=seen.grown | {"default_ttl_sets": 100})) == {}
+
+
+def test_keys_of_which_some_are_read_are_left_alone() -> None:
+    assert found(evidence(departures=unread("https://example.com/", 400), used=(100, 30))) == {}
+    assert found(evidence(departures=unread("log:", 400), used=(3, 0))) == {}
+
+
+def test_a_pattern_is_taken_literally() -> None:
+    finding = found(evidence(departures=unread("a[*]?:", 400), used=(100, 0)))["cache.never_read"]
+    assert shlex.split(finding.command)[-1] == "a[[][*]][?]:*"
+    assert finding.secret == "a[*]?:"
+
+
+@given(st.dictionaries(st.sampled_from(GROWN), st.integers(0, 10**9)), st.integers(0, 10**9))
+def test_no_counts_make_a_rule_stumble(grown: dict[str, int], size: int) -> None:
+    for name, finding in found(evidence(grown, store_limit=size, store_bytes=size)).items():
+        assert finding.id == name and finding.command.startswith("bi-performance ")
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        (b"https://example.com/a/b", b"https://example.com/"),
+        (b"analytics:daily:7", b"analytics:"),
+        (b"a/b:c", b"a/"),
+        (b"plain", b"plain"),
+        (b"x" * 200, b"x" * 64),
+        (b"://", b":/"),
+        (b":", b":"),
+        (b"http://" + b"h" * 200, b"http://" + b"h" * 57),
+    ],
+)
+def test_a_prefix_is_what_like_keys_share(key: bytes, prefix: bytes) -> None:
+    assert prefix_of(key) == prefix
+
+
+def test_departures_are_of_a_fixed_size_and_of_two_spans() -> None:
+    departures = Departures()
+    for number in range(3 * KEPT):
+        departures.leave(b"log:%d" % number, 10, True)
+    departures.leave(b"page", 10, False)
+    tally = departures.tally()
+    assert (tally.left, tally.unread) == (3 * KEPT + 1, 3 * KEPT)
+    assert len(tally.keys) == KEPT and tally.prefixes() == {b"log:": (KEPT, 10 * KEPT)}
+    departures.rotate()
+    departures.leave(b"late", 10, True)
+    assert departures.tally().left == 3 * KEPT + 2
+    departures.rotate()
+    assert departures.tally().left == 1
+    departures.restart()
+    assert departures.tally().left == 0
+
+
+def test_what_expired_and_comes_again_tells_its_age() -> None:
+    departures = Departures()
+    for digest in range(10):
+        departures.expire(digest, 100)
+    for digest in range(10):
+        departures.arrive(digest, 100 + 36_000)
+    departures.arrive(99, 5)
+    assert departures.refilled == 10
+    age = departures.tally().age_of_refills(0.9)
+    assert age is not None and 3600 <= age <= 7200
+    for digest in range(100_000):
+        departures.expire(digest, 0)
+    assert len(departures.expired) <= 4096
