@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-
 from typing import Any
 
 from bi_performance.asking import Answer, ask, ask_now
