@@ -24,6 +24,10 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
+from bi_performance.client import SyncCache
+from bi_performance.link import Link
+from bi_performance.reader import StoreReader
+from bi_performance_wire import layout as L
 from bi_performance_wire.types import Metrics
 from bi_performanced.monitor.figures import HOST, OWN_PAGE, PROCESS, SERIES
 from support.clients import RawClient
@@ -261,6 +265,24 @@ def test_a_process_in_another_pid_namespace_tells_all_of_itself(tmp_path: Path) 
     assert 40 << 20 < found["pss_bytes"] <= found["rss_bytes"] + (1 << 20)
     assert found["cpu_seconds"] > 0 and found["open_files"] > 3
     assert own["rss_bytes"] > 1 << 20
+
+
+def test_a_process_that_only_hits_writes_its_figures_now_and_then(daemon: DaemonProcess) -> None:
+    link = Link(str(daemon.socket))
+    cache = SyncCache(link)
+    assert cache.set("key", "value") and cache.get("key") == "value"
+    reader = link.reader
+    assert isinstance(reader, StoreReader)
+    written = reader.page[L.P_OWN_AT]
+    assert written, "from the start"
+    for _ in range(2 * L.SAMPLE_EVERY):
+        cache.get("key")
+    assert reader.page[L.P_OWN_AT] == written, "not again so soon"
+    reader._own.due = 0
+    for _ in range(L.SAMPLE_EVERY):
+        cache.get("key")
+    assert reader.page[L.P_OWN_AT] > written
+    link.close()
 
 
 def test_a_client_without_a_page_of_its_own_has_reasons(daemon: DaemonProcess) -> None:
