@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import structlog
 import trio
@@ -57,7 +57,8 @@ LISTING_BYTES = 4 << 20
 RELEASE_AFTER = 30.0
 """Seconds until the pages of a store that was left are taken from readers who stayed on it."""
 RELEASE_SOON = 1.0
-"""The same when the store was made smaller: who reads there still finds zeros, a miss."""
+"""The same when all have moved, or when the store was made smaller: who reads there still finds
+zeros, which are a miss."""
 MARGIN = 8 << 20
 """Bytes of memory that are left to others when the store moves."""
 RETRY_GROWTH = 60.0
@@ -83,6 +84,20 @@ class Compression:
         elif asked and len(payload) > COMPRESS_FROM:
             self.tried += 1
             self.tried_bytes += len(payload)
+
+
+class Left(NamedTuple):
+    """A store that was resized away, and when its memory is given back to the system."""
+
+    store: Store
+    epoch: int
+    """Its last; who attached later does not read there."""
+    at_first: float
+    at_last: float
+
+    def is_due(self, now: float, oldest: int) -> bool:
+        """`oldest`: the epoch at which the attached process came that has not moved longest."""
+        return now >= self.at_last or (now >= self.at_first and oldest > self.epoch)
 
 
 class Growing(WireError):
@@ -124,8 +139,7 @@ class Cache:
         self.on_clear: Callable[[], None] = lambda: None
         """Called after a clear, with or without a pattern."""
         self._sweep_at = 0
-        self._left: list[tuple[float, Store]] = []
-        """Stores that were resized away, and when their memory is given back to the system."""
+        self._left: list[Left] = []
         self.store_path = store_path
         self.recovered = store.entries
         """Entries that were kept from an earlier daemon."""
@@ -512,14 +526,16 @@ class Cache:
 
     async def _release_left(self, now: float) -> None:
         """Free the stores that were left and whose time is over."""
-        for left in [each for each in self._left if each[0] <= now]:
+        epochs = [each.reply.epoch for each in self._clients.attached.values()]
+        oldest = min(epochs, default=self.epoch)
+        for left in [each for each in self._left if each.is_due(now, oldest)]:
             if left not in self._left:
                 # Another task was faster.
                 continue
             self._left.remove(left)
             # Some 10 ms for each 100 MiB: not on the loop. What was begun is not left undone.
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._release, left[1], limiter=self._threads)
+                await trio.to_thread.run_sync(self._release, left.store, limiter=self._threads)
 
     @staticmethod
     def _release(store: Store) -> None:
@@ -638,7 +654,7 @@ class Cache:
                 await self._move(max_entries, max_bytes)
                 self._filled()
             # Who gives memory back wants it now.
-            self._left[-1] = (trio.current_time() + RELEASE_SOON, store)
+            self._left[-1] = self._left[-1]._replace(at_last=trio.current_time() + RELEASE_SOON)
         finally:
             if self._store is store:
                 store.max_entries, store.max_bytes = limits
@@ -704,7 +720,8 @@ class Cache:
         log.info(
             "cache.resized", max_bytes=max_bytes, max_entries=max_entries, entries=target.entries
         )
-        self._left.append((trio.current_time() + RELEASE_AFTER, old))
+        now = trio.current_time()
+        self._left.append(Left(old, epoch - 1, now + RELEASE_SOON, now + RELEASE_AFTER))
 
     async def _copy(self, old: Store, target: Store) -> None:
         """Copy in slices, then what changed meanwhile, in rounds until the last is short."""
@@ -744,8 +761,8 @@ class Cache:
         words = self._store.memory.words
         words[_alive_word(self.epoch)] = 0
         self._clients.close()
-        for _, store in self._left:
-            self._release(store)
+        for left in self._left:
+            self._release(left.store)
         self._store.close()
         os.close(self._lock_fd)
 
