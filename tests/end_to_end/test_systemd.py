@@ -138,9 +138,11 @@ def test_of_all_figures_the_unit_hides_other_users_processes_alone(installed: Se
     assert here["system"]["load_1m"] is not None and here["daemon"]["pss_bytes"] is not None
     other, seen = here["processes"][0], bare_here["processes"][0]
     assert seen["rss_bytes"] and seen["threads"] and other["pid"]
-    assert other["rss_bytes"] is other["threads"] is other["cpu_percent"] is None
-    assert "/stat: No such file" in other["unknown"]["rss_bytes"]
-    assert seen["pss_bytes"] is None, "the kernel shows it to the process's own user alone"
+    told = ("rss_bytes", "threads", "cpu_seconds", "read_bytes")
+    # What is hidden the process tells of itself.
+    assert all(other[name] for name in told[:3]) and other["read_bytes"] is not None
+    assert {other["sources"][name] for name in told} == {"own page"}
+    assert [name for name in told if name in seen["sources"]] == ["read_bytes"]
 
 
 @pytest.mark.root

@@ -109,7 +109,9 @@ class Service:
         processes = found["processes"]
         reasons = [found[part]["unknown"].values() for part in ("system", "daemon")]
         # The other reasons do not go away by themselves.
-        if "needs two samples" in chain(*reasons) or not processes or "" in processes[0]["unknown"]:
+        if "needs two samples" in chain(*reasons) or not processes:
+            return None
+        if "no sample has been taken yet" in processes[0]["unknown"].values():
             return None
         return found
 
