@@ -83,6 +83,8 @@ class EventStream:
         self._subscription = subscription
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "HEAD":
+            self._subscription.close()
         self._streams.count(+1)
         try:
             async with trio.open_nursery() as nursery:
