@@ -6,65 +6,17 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+from bi_performance_wire.streams import visible
+
 if TYPE_CHECKING:
     from bi_performance_wire.address import Candidate
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 
-_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_CONTROLS = {
-    code: _NAMED.get(chr(code), f"\\x{code:02x}") for code in (*range(0x20), *range(0x7F, 0xA0))
-}
-_CONTROLS_IN_LINES = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
 _CONTROLS_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
-_PLAIN_SIGNS = {
-    "●": "*",
-    "–": "-",
-    "…": "...",
-    "µ": "u",
-    "→": "->",
-    "·": "|",
-    **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
-}
 
 MARKS = {"ok": "32", "off": "2", "info": "36", "warning": "33", "degraded": "33"}
 """The colors of states; any other is red."""
-
-
-def visible(text: str, *, lines: bool = False) -> str:
-    """Text that commands no terminal: control characters as escapes, but in `lines` \\n and \\t."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text.translate(_CONTROLS_IN_LINES if lines else _CONTROLS)
-
-
-def open_streams() -> None:
-    """Make output possible whatever the streams are: closed, or without our signs."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (as Python's own)
-    if sys.stderr is None:
-        sys.stderr = sys.stdout
-    import codecs
-
-    codecs.register_error("signs", _plain_sign)
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="signs")
-
-
-def _plain_sign(error: UnicodeError) -> tuple[str, int]:
-    assert isinstance(error, UnicodeEncodeError)
-    text = error.object[error.start : error.end]
-    found = (
-        _PLAIN_SIGNS.get(each, each.encode("ascii", "backslashreplace").decode()) for each in text
-    )
-    return "".join(found), error.end
-
-
-def writable(text: str) -> str:
-    """Text as it will stand on standard output, to be measured before it is written."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "signs").decode(encoding)
 
 
 class Exit(Exception):

@@ -9,8 +9,9 @@ from typing import Any
 
 from bi_performance_ctl.arguments import add_fields, collect
 from bi_performance_ctl.catalog import parser_of
-from bi_performance_ctl.console import FAILED, USAGE, Console, Exit, visible
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
 from bi_performance_wire.commands import Command
+from bi_performance_wire.streams import visible
 from bi_performance_wire.value import ValueFormatError, decode, encode
 
 

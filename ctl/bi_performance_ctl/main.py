@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bi_performance_ctl.catalog import Local, find_command, parser_of
-from bi_performance_ctl.console import FAILED, USAGE, Console, Exit, open_streams
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
 from bi_performance_wire import __version__
 from bi_performance_wire.commands import Command
+from bi_performance_wire.streams import complain, open_streams, output_failed
 
 
 class Options(NamedTuple):
@@ -60,17 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except Exit as done:
         if done.message:
-            sys.stderr.write(f"bi-performance: {done.message}\n")
+            complain("bi-performance", done.message)
         return done.status
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        if error.filename is not None or error.errno is None:
-            raise
-        # Not even what is left in the buffer can be written, nor shall the interpreter try.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
-            sys.stderr.write(f"bi-performance: the output cannot be written: {error.strerror}\n")
+        output_failed("bi-performance", error)
         return FAILED
 
 

@@ -10,34 +10,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bi_performance_wire.errors import WireError
+from bi_performance_wire.streams import complain, open_streams, output_failed, visible
 from bi_performanced.advice.catalog import read_profiles
-from bi_performanced.config import ConfigError, load
+from bi_performanced.config import ConfigError, Settings, load
 from bi_performanced.config.load import listing
 from bi_performanced.config.parse import Problem
 
+PROGRAM = "bi-performanced"
 _M_MMAP_THRESHOLD = -3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; returns the exit status (0 stopped, 1 failed, 2 wrong configuration)."""
+    open_streams()
     try:
-        options = load(sys.argv[1:] if argv is None else argv, os.environ, Path.cwd())
+        try:
+            options = load(sys.argv[1:] if argv is None else argv, os.environ, Path.cwd())
+            read_profiles(options.settings.advice.profiles_dir)
+            if options.check:
+                _show(options.settings)
+                return 0
+        finally:
+            # Here, where it can be told that there is no room, and not at the interpreter's end.
+            sys.stdout.flush()
     except ConfigError as error:
         for problem in error.problems:
             _say(problem)
         return 2
-    try:
-        read_profiles(options.settings.advice.profiles_dir)
     except Problem as problem:
         _say(str(problem))
         return 2
-    if options.check:
-        rows = listing(options.settings)
-        width = max(len(row.key) for row in rows)
-        for row in rows:
-            value = f"{row.value}{' ' + row.unit if row.unit and row.value is not None else ''}"
-            sys.stdout.write(f"{row.key:{width}}  {value:28}  {row.origin}\n")
-        return 0
+    except OSError as error:
+        output_failed(PROGRAM, error)
+        return 1
     _allow_descriptors()
     _give_memory_back()
     # Late: what only checks the configuration need not load the loop and the fronts.
@@ -55,8 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _show(settings: Settings) -> None:
+    rows = listing(settings)
+    width = max(len(row.key) for row in rows)
+    for row in rows:
+        value = f"{row.value}{' ' + row.unit if row.unit and row.value is not None else ''}"
+        sys.stdout.write(f"{row.key:{width}}  {visible(value):28}  {visible(row.origin)}\n")
+
+
 def _say(problem: str) -> None:
-    sys.stderr.write(f"bi-performanced: {problem}\n")
+    complain(PROGRAM, visible(problem))
 
 
 def _allow_descriptors() -> None:

@@ -280,6 +280,66 @@ def test_check_prints_the_configuration_and_does_not_start(tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+def shell(folder: Path, words: str, **env: str) -> subprocess.CompletedProcess[bytes]:
+    """The daemon by a shell that runs `words`, where $PROGRAM stands for it."""
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {words}"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PROGRAM": " ".join([*PROGRAM, "--state-dir", str(folder / "state")]),
+            "RUNTIME_DIRECTORY": str(folder / "run"),
+            **env,
+        },
+        capture_output=True,
+        timeout=30,
+    )
+    assert b"Traceback" not in done.stderr and b"Exception" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize("words", ["--check", "--help"])
+def test_output_that_nobody_takes_is_no_traceback(tmp_path: Path, words: str) -> None:
+    closed = shell(tmp_path, f"$PROGRAM {words} >&-")
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    full = shell(tmp_path, f"$PROGRAM {words} >/dev/full")
+    assert full.returncode == 1
+    assert full.stderr.count(b"\n") == 1 and b"No space left on device" in full.stderr
+    left = shell(tmp_path, f"$PROGRAM {words} | true")
+    assert left.returncode in (0, 1), "as it came to write before the reader left, or after"
+    assert left.stderr == b""
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+def test_a_mistake_that_cannot_be_told_has_its_status_all_the_same(
+    tmp_path: Path, where: str
+) -> None:
+    assert shell(tmp_path, f"$PROGRAM --config /nowhere.toml {where}").returncode == 2
+
+
+def test_check_says_every_path_in_ascii_and_without_commands(tmp_path: Path) -> None:
+    folder = "/tmp/é\x1b]0;owned\x07"
+    done = shell(tmp_path, '$PROGRAM --check --state-dir "$F"', PYTHONIOENCODING="ascii", F=folder)
+    assert done.returncode == 0
+    assert rb"/tmp/\xe9\x1b]0;owned\x07" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "text", ['performance:\n  "a\\e]0;owned\\a": 1\n', '"b\\e[31m": 1\n', '? "\\e[31m\\x9b"\n: 1\n']
+)
+def test_an_unknown_key_commands_no_terminal(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.yaml").write_text(text)
+    done = shell(tmp_path, "$PROGRAM --config odd.yaml")
+    assert done.returncode == 2
+    assert b"\\x1b" in done.stderr and not set(done.stderr) & set(b"\x1b\x07\x9b")
+
+
+def test_a_word_of_the_command_line_commands_no_terminal(tmp_path: Path) -> None:
+    done = shell(tmp_path, "$PROGRAM $'--odd\\e[31m'")
+    assert done.returncode == 2
+    assert b"\\x1b[31m" in done.stderr and b"\x1b" not in done.stderr
+
+
 def test_version_is_said() -> None:
     done = subprocess.run([*PROGRAM, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("bi-performanced ")

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Iterator
 
 from bi_performance_ctl.checks import Finding, daemon, here, reach
-from bi_performance_ctl.console import FAILED, Console, visible
+from bi_performance_ctl.console import FAILED, Console
 from bi_performance_ctl.render.prose import fold
+from bi_performance_wire.streams import visible
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bi_performance_ctl.console import FAILED, USAGE, Console, Exit, visible
+from bi_performance_ctl.console import FAILED, USAGE, Console, Exit
+from bi_performance_wire.streams import visible
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _COLORS = {"warning": "33", "error": "31", "critical": "31;1", "debug": "2"}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from bi_performance_ctl.console import Console, visible
+from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.prose import fold, heading, joined, pairs
 from bi_performance_ctl.render.units import (
     UNKNOWN,
@@ -22,6 +22,7 @@ from bi_performance_ctl.render.units import (
     span,
     spark,
 )
+from bi_performance_wire.streams import visible
 
 NO_LIMIT = 1 << 60
 """What a kernel names as a limit when there is none."""

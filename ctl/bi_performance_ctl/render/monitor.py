@@ -10,7 +10,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from bi_performance_ctl.console import MARKS, visible, writable
+from bi_performance_ctl.console import MARKS
 from bi_performance_ctl.render.prose import joined
 from bi_performance_ctl.render.units import (
     UNKNOWN,
@@ -24,6 +24,7 @@ from bi_performance_ctl.render.units import (
     spark,
 )
 from bi_performance_ctl.watch import Point, View
+from bi_performance_wire.streams import visible, writable
 
 _STYLES = {"32": "green", "36": "cyan", "33": "yellow", "2": "dim"}
 LEFT = 30

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bi_performance_ctl.console import Console, visible
+from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.prose import fold, heading, joined, pairs
 from bi_performance_ctl.render.units import (
     before_and_after,
@@ -16,6 +16,7 @@ from bi_performance_ctl.render.units import (
     setting,
     span,
 )
+from bi_performance_wire.streams import visible
 
 _ABOUT_THE_SAMPLE = ("window_seconds", "sample")
 

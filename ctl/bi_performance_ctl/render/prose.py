@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from bi_performance_ctl.console import Console, visible
+from bi_performance_ctl.console import Console
+from bi_performance_wire.streams import visible
 
 NARROWEST = 30
 """Columns below which folding only makes it worse."""

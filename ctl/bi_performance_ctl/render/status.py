@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from bi_performance_ctl.console import Console, visible
+from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.units import count, duration, known, percent, size
+from bi_performance_wire.streams import visible
 
 
 def status(result: dict[str, Any], console: Console) -> str:

@@ -9,10 +9,11 @@ from rich.console import Console as Terminal
 from rich.table import Table
 from rich.text import Text
 
-from bi_performance_ctl.console import Console, visible
+from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.metrics import cache, metrics
 from bi_performance_ctl.render.prose import fold, pairs
 from bi_performance_ctl.render.units import UNKNOWN, count, setting
+from bi_performance_wire.streams import visible
 
 NARROW = 100
 """Columns below which a table of four is harder to read than lines."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
 from bi_performance_wire import __version__
 from bi_performance_wire.address import runtime_folder
+from bi_performance_wire.streams import visible
 from bi_performanced.config.limits import default_max_bytes
 from bi_performanced.config.overlay import value_of
 from bi_performanced.config.parse import Problem, convert
@@ -43,9 +45,19 @@ _FLAGS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """What was given is repeated there, and shall command no terminal."""
+        super().error(visible(message))
+
+    def print_help(self, file: Any = None) -> None:
+        """As argparse, which says nothing of an output that cannot be written."""
+        (file or sys.stdout).write(self.format_help())
+
+
+def parser() -> Parser:
     """The daemon's command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="bi-performanced",
         description="The performance sidecar of the Business Intelligence Scraper, in the"
         " foreground: holds the cache that every scraper process of this host reads in place,"
