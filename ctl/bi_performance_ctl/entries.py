@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from bi_performance_ctl.arguments import add_fields, collect
 from bi_performance_ctl.catalog import parser_of
@@ -54,7 +55,7 @@ def _write(value: str | bytes, console: Console) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The value with map keys that JSON can say."""
+    """The value as JSON can say it: other keys as text, numbers that are not finite as null."""
     if isinstance(value, dict):
         return {
             key if isinstance(key, str) else repr(key): _plain(item) for key, item in value.items()
@@ -63,6 +64,8 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value
 
 
@@ -84,10 +87,7 @@ def put(row: Command, rest: list[str], console: Console) -> int:
     except UnicodeDecodeError:
         value = data
     if parsed.json:
-        try:
-            value = json.loads(data)
-        except ValueError as error:
-            raise Exit(USAGE, f"the value is not JSON: {error}") from None
+        value = _from_json(data)
     parsed.value = None
     args = collect(row, parsed)
     try:
@@ -98,6 +98,27 @@ def put(row: Command, rest: list[str], console: Console) -> int:
     if console.json:
         console.document(result)
     return 0
+
+
+def _from_json(data: bytes) -> Any:
+    """The value of a JSON text. Raises Exit (usage) for what is none; Python reads NaN."""
+    try:
+        return json.loads(data, parse_constant=_no_number, parse_float=_finite)
+    except ValueError as error:
+        raise Exit(USAGE, f"the value is not JSON: {error}") from None
+    except RecursionError:
+        raise Exit(USAGE, "the value cannot be stored: it is nested too deep") from None
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON's; null stands for what has no value")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is larger than a number can be")
+    return number
 
 
 def _standard_input() -> bytes:

@@ -211,6 +211,33 @@ def test_a_wrong_argument_is_told_in_words(
     assert b"null" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("NaN", b"NaN is no number"),
+        ('{"a": [-Infinity]}', b"-Infinity is no number"),
+        ("1e999", b"1e999 is larger"),
+        ("[" * 100_000, b"nested too deep"),
+        ("[" * 900 + "]" * 900, b"nested deeper"),
+    ],
+)
+def test_what_json_cannot_say_is_not_stored(daemon: DaemonProcess, text: str, said: bytes) -> None:
+    done = run(daemon, "cache", "set", "j", "-", "--json", stdin=text.encode())
+    assert done.returncode == 2 and said in done.stderr
+    assert done.stderr.count(b"\n") == 1 and len(done.stderr) < 300
+    assert run(daemon, "cache", "get", "j").returncode == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--json-output"]])
+def test_a_number_that_json_cannot_say_is_null(daemon: DaemonProcess, words: list[str]) -> None:
+    with RawClient(daemon.socket) as client:
+        client.result("cache.set", key="odd", value={"a": [float("nan"), float("-inf"), 1.5]})
+    found = json.loads(
+        run(daemon, "cache", "get", "odd", *words).stdout, parse_constant=pytest.fail
+    )
+    assert (found["value"] if words else found) == {"a": [None, None, 1.5]}
+
+
 def test_help_speaks_of_nothing_that_only_programs_know(daemon: DaemonProcess) -> None:
     assert b"nil" not in run(daemon, "--help").stdout
     assert b"nil" not in run(daemon, "cache", "get", "--help").stdout

@@ -178,7 +178,9 @@ def test_a_host_that_is_not_ours_is_misdirected(http: httpx.Client, host: str) -
     [
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://["},
         {"Referer": "https://evil.example/page"},
+        {"Referer": "http://[::1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ],
@@ -301,6 +303,10 @@ ATTACKS = {
     "huge body": (
         b"POST /performance/cache/clear HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Length: 99999999\r\n\r\n"
+    ),
+    "half a body": (
+        b"POST /performance/cache/clear HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Length: 9\r\n\r\nhalf"
     ),
     "huge header": b"GET /performance/status HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70000,
     "bad header": b"GET /performance/status HTTP/1.1\r\nHost: localhost\r\nbad header\r\n\r\n",

@@ -227,6 +227,7 @@ def test_both_files_at_once_are_an_error_that_says_so(tmp_path: Path) -> None:
         ("performance: {log: {level: LOUD}}", ["log.level", "WARNING"]),
         ("performance: {http: {listen: '8000'}}", ["http.listen", "HOST:PORT"]),
         ("performance: {http: {listen: 'localhost:99999'}}", ["http.listen", "65535"]),
+        ("performance: {http: {listen: '127.0.0.1:²'}}", ["http.listen", "HOST:PORT"]),
         ("performance: {socket: {path: ''}}", ["socket.path", "not empty"]),
         ("performance:\n  cache:\n max_size: 5", ["line", "is not YAML"]),
         ("performance: {cache: {max_size: 1, max_size: 2}}", ["max_size", "twice"]),
@@ -260,6 +261,13 @@ def test_each_mistake_in_a_file_is_named_with_its_remedy(
         ("performance.yaml", b"#" * (300 << 10), "at most"),
         ("performance.yaml", b"[" * 5000, "is not YAML"),
         ("performance.toml", b"a = " + b"[" * 5000, "is not TOML"),
+        ("performance.toml", b"a = " + b"1" * 5000, "a number of too many digits"),
+        ("performance.yaml", b"a: " + b"1" * 5000, "a number of too many digits"),
+        (
+            "performance.toml",
+            b"[performance.cache]\ndefault_ttl = 0x" + b"f" * 5000,
+            "cache.default_ttl must be a finite number, not a number of too many digits",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -292,6 +300,18 @@ def test_a_file_that_cannot_be_read_is_named(
 def test_each_wrong_variable_is_named(tmp_path: Path, name: str, value: str, words: str) -> None:
     said = problems(tmp_path, **{name: value})
     assert f"environment variable {name}" in said and words in said
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("performance.toml", "[performance.cache]\nmax_size = 77\n"),
+        ("performance.yaml", "performance: {cache: {max_size: 77}}\n"),
+    ],
+)
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, "\ufeff" + text, name)
+    assert loaded(tmp_path).cache.max_size == 77
 
 
 def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:

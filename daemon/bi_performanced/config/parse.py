@@ -12,6 +12,7 @@ from bi_performanced.config.settings import Declared
 
 _TRUE = {"true", "yes", "on", "1"}
 _FALSE = {"false", "no", "off", "0"}
+TOO_MANY_DIGITS = "a number of too many digits"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _URL_SCHEMES = {
     "cache.redis_url": ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"),
@@ -28,9 +29,16 @@ def convert(row: Declared, value: Any, source: str) -> Any:
     try:
         found = _typed(row, value)
     except ValueError as error:
-        shown = "a secret" if row.meta.secret else repr(value)[:80]
+        shown = "a secret" if row.meta.secret else _shown(value)
         raise Problem(f"{source}: {row.key} must be {error}, not {shown}") from None
     return found
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return TOO_MANY_DIGITS
 
 
 def _typed(row: Declared, value: Any) -> Any:
@@ -73,7 +81,7 @@ def listen(value: str) -> tuple[str, int] | None:
     if value.lower() == "off":
         return None
     host, colon, port = value.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("HOST:PORT with a port up to 65535, or off")
     host = host.removeprefix("[").removesuffix("]")
     if not host:
@@ -113,6 +121,8 @@ def _number(value: Any) -> float:
         number = float(value)
     except ValueError:
         raise ValueError("a number") from None
+    except OverflowError:
+        raise ValueError("a finite number") from None
     if not math.isfinite(number):
         raise ValueError("a finite number")
     return number

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bi_performance_wire import near
-from bi_performanced.config.parse import Problem
+from bi_performanced.config.parse import TOO_MANY_DIGITS, Problem
 
 MAX_FILE_BYTES = 256 << 10
 
@@ -44,7 +44,8 @@ def read_text(path: Path) -> str:
     if len(data) > MAX_FILE_BYTES:
         raise Problem(f"{path}: a configuration file has at most {MAX_FILE_BYTES} bytes")
     try:
-        return data.decode("utf-8")
+        # With or without the mark that some editors begin a file with.
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Problem(f"{path}: is not UTF-8 text (byte {error.start})") from None
 
@@ -79,6 +80,9 @@ def parse_toml(path: Path, text: str) -> Any:
         return tomli.loads(text)
     except (tomli.TOMLDecodeError, RecursionError) as error:
         raise Problem(f"{path}: is not TOML: {error}") from None
+    except ValueError:
+        # int() takes so many digits of decimal text and no more.
+        raise Problem(f"{path}: is not TOML: {TOO_MANY_DIGITS}") from None
 
 
 def _yaml(path: Path, text: str) -> Any:
@@ -109,6 +113,8 @@ def _yaml(path: Path, text: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}:" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error)
+        if "integer string conversion" in problem:
+            problem = TOO_MANY_DIGITS
         raise Problem(f"{path}:{where} is not YAML: {problem}") from None
 
 

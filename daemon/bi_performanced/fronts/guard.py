@@ -62,7 +62,7 @@ class Guard:
         """A page of another site, open in a browser on this host, must reach nothing."""
         for header in ("origin", "referer"):
             given = headers.get(header)
-            if given is not None and not self._is_ours(urlsplit(given).netloc):
+            if given is not None and not self._is_ours(_site(given)):
                 raise WireError(
                     PERMISSION_DENIED,
                     f"a page of another site asked ({header} is not this server)",
@@ -106,6 +106,14 @@ class Guard:
                 field="authorization",
                 hint="send Authorization: Bearer TOKEN",
             )
+
+
+def _site(url: str) -> str:
+    """Host and port of a URL; empty for what is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 def _read_token(path: Path | None) -> str:

@@ -11,7 +11,7 @@ import msgspec
 import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -62,6 +62,9 @@ def make_app(
                     return await endpoint(request)
             except Misdirected as error:
                 return _problem(421, problem(421, f"this server is not {str(error)[:100]!r}"))
+            except ClientDisconnect:
+                # No fault of ours, and nobody reads this.
+                return _problem(400, problem(400, "the request ended within its body"))
             except trio.TooSlowError:
                 return _problem(*problem_of(WireError(TIMEOUT, "the answer took too long to make")))
             except WireError as error:
