@@ -262,6 +262,41 @@ def test_a_taken_port_degrades_and_names_who_has_it(tmp_path: Path) -> None:
             assert httpx.get(f"http://127.0.0.1:{port}/performance/livez").status_code == 200
 
 
+HANGING = """
+import socket, sys, threading
+import bi_performanced.fronts.http as http
+
+def hang(*_, **__):
+    threading.Event().wait()
+
+WHERE = hang
+from bi_performanced.main import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("where", ["socket.getaddrinfo", "http.port_holder"])
+def test_a_port_that_takes_long_to_bind_keeps_nobody_waiting(tmp_path: Path, where: str) -> None:
+    """A name server that does not answer, or a search through very many processes."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        program = ("-c", HANGING.replace("WHERE", where))
+        with DaemonProcess(tmp_path, http=address, program=program) as daemon:
+            with RawClient(daemon.socket) as client:
+                status = client.result("status")
+                assert status["components"]["http"]["status"] == "degraded"
+                assert address in status["components"]["http"]["reason"]
+            assert daemon.stop() == 0
+            assert not daemon.socket.exists()
+
+
+def test_a_name_that_is_none_degrades(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path, http="a..b:80") as daemon, RawClient(daemon.socket) as client:
+        assert "no host's name" in client.result("status")["components"]["http"]["reason"]
+
+
 # ── hostile
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -32,9 +32,13 @@ from bi_performanced.fronts.routes import make_app
 from bi_performanced.fronts.stream import GuardedStream
 from bi_performanced.telemetry.logs import Limited
 
+T = TypeVar("T")
+
 log = structlog.get_logger("performance")
 
 RETRY_PORT = 5.0
+PATIENCE = 2.0
+"""Seconds that the daemon's start waits for a name server, or for the search of a port's holder."""
 BACKLOG = 128
 LINGER = 1.0
 """Seconds for a client that is turned away to read why."""
@@ -63,6 +67,8 @@ class HttpFront:
         self._turned_away = 0
         self._limited = Limited(10.0)
         self._accepting = trio.CancelScope()
+        # Nobody else waits for a name server that does not answer.
+        self._threads = trio.CapacityLimiter(2)
         self._context = WorkerContext(None)
         self._app: ASGIApp
         self._config = _hypercorn_config(settings)
@@ -75,7 +81,8 @@ class HttpFront:
     ) -> None:
         """Serve until `stop`; `started` once bound, or once it is known that it is degraded.
 
-        A port that is taken is tried again every five seconds.
+        A port that is taken is tried again every five seconds, after `started`, as is a name that
+        is not found; `started` waits no longer than PATIENCE for either.
         """
         address = listen(self._settings.listen)
         if inherited is None and address is None:
@@ -83,25 +90,59 @@ class HttpFront:
             return
         async with trio.open_nursery() as nursery:
             with self._accepting:
-                told = False
+                known = trio.Event()
+                nursery.start_soon(self._say_started, known, address, task_status)
                 while True:
                     try:
-                        listener = inherited or _bind(address)
+                        listener = inherited or await self._bind(address)
                         break
                     except OSError as error:
-                        reason = _reason(address, error)
-                        self._degrade(reason)
-                        if not told:
-                            task_status.started()
-                            told = True
+                        self._degrade(await self._reason(address, error))
+                        known.set()
                         await trio.sleep(RETRY_PORT)
                 self._serving(listener)
-                if not told:
-                    task_status.started()
+                known.set()
                 with trio.socket.from_stdlib_socket(listener) as accepting:
                     await self._accept(accepting, nursery)
             self.state = {"status": "off"}
             await self._context.terminated.set()
+
+    async def _say_started(
+        self,
+        known: trio.Event,
+        address: tuple[str, int] | None,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        with trio.move_on_after(PATIENCE):
+            await known.wait()
+        if not known.is_set() and address is not None:
+            self._degrade(f"it is not known yet whether {address[0]}:{address[1]} can be bound")
+        task_status.started()
+
+    async def _bind(self, address: tuple[str, int] | None) -> socket.socket:
+        """A listener; cancelled, it leaves a name server that does not answer to its thread."""
+        assert address is not None
+        host, port = address
+        try:
+            found = await self._in_thread(
+                lambda: socket.getaddrinfo(
+                    host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+                )
+            )
+        except UnicodeError:
+            raise OSError(0, "this is no host's name") from None
+        return _listener(found[0])
+
+    async def _reason(self, address: tuple[str, int] | None, error: OSError) -> str:
+        assert address is not None
+        host, port = address
+        if error.errno == errno.EADDRINUSE:
+            # The search looks at every descriptor of every process.
+            return f"port {port} is taken by {await self._in_thread(lambda: port_holder(port))}"
+        return f"{host}:{port} cannot be bound: {error.strerror}"
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
 
     def stop(self) -> None:
         """Accept nothing more; connections end with the request they are at."""
@@ -198,12 +239,9 @@ class HttpFront:
                 await stream.aclose()
 
 
-def _bind(address: tuple[str, int] | None) -> socket.socket:
-    assert address is not None
-    host, port = address
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+def _listener(found: tuple[Any, ...]) -> socket.socket:
+    """A socket that listens at what getaddrinfo found."""
+    family, kind, protocol, _, where = found
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -214,14 +252,6 @@ def _bind(address: tuple[str, int] | None) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _reason(address: tuple[str, int] | None, error: OSError) -> str:
-    assert address is not None
-    host, port = address
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} is taken by {port_holder(port)}"
-    return f"{host}:{port} cannot be bound: {error.strerror}"
 
 
 def _hypercorn_config(settings: HttpSettings) -> Config:
