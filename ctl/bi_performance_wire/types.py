@@ -126,8 +126,10 @@ class Keys(Result, frozen=True, kw_only=True):
     truncated: bool
 
 
-class Cleared(Result, frozen=True, kw_only=True):
+class Cleared(Result, frozen=True, kw_only=True, omit_defaults=True):
     cleared: int
+    dry_run: bool = False
+    """There, and true, when nothing was removed: the entries would be."""
 
 
 class CacheLevels(Result, frozen=True, kw_only=True):

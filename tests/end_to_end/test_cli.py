@@ -65,8 +65,13 @@ def test_the_seed_s_commands_work(say: Seen) -> None:
     assert "ok" in say("status") and "cache" in say("status")
     say("cache", "set", "analytics:1", "x")
     say("cache", "set", "other", "y")
+    assert say("clear-cache", "--dry-run") == "would clear 2 entries\n"
+    assert json.loads(say("clear-cache", "--dry-run", "--json-output")) == {
+        "cleared": 2,
+        "dry_run": True,
+    }
     assert "cleared 1 entry" in say("clear-cache", "--pattern", "analytics")
-    assert "cleared 1 entry" in say("clear-cache")
+    assert say("clear-cache") == "cleared 1 entry\n"
     table = say("benchmark", "--iterations", "100")
     for words in ("set", "get, hit in place", "round trip", "set_many of 100", "plain dict", "p99"):
         assert words in table

@@ -61,7 +61,8 @@ def show(name: str, result: Any, console: Console) -> None:
         if result["truncated"]:
             raise_note(out, f"… more than these {len(result['keys'])}; --limit N shows more")
     elif name == "cache.clear":
-        console.say(f"cleared {count(result['cleared'], 'entry', 'entries')}")
+        done = "would clear" if result.get("dry_run") else "cleared"
+        console.say(f"{done} {count(result['cleared'], 'entry', 'entries')}")
     elif name == "cache.delete":
         console.say("deleted" if result["deleted"] else "there was no such key")
     else:

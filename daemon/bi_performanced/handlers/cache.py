@@ -312,4 +312,5 @@ def _shown(key: bytes) -> str | bytes:
 
 
 async def clear(cache: Cache, args: types.CacheClear) -> types.Cleared:
-    return types.Cleared(cleared=await cache.clear(args.pattern, dry_run=args.dry_run))
+    count = await cache.clear(args.pattern, dry_run=args.dry_run)
+    return types.Cleared(cleared=count, dry_run=args.dry_run)
