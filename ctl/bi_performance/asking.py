@@ -7,15 +7,30 @@ mistake of the caller's, as a pattern or a profile that is none.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from bi_performance.drivers import drive_async, let_others_run, sleep, take_turn
 from bi_performance.link import Link
 from bi_performance.protocol import QueueFull, Unavailable, drive
-from bi_performance_wire.errors import WireError
+from bi_performance_wire.errors import UNAVAILABLE, WireError
 
 TIMEOUT: Final = 1.0
 """Seconds for an ordinary request, from when its turn has come (see turns.py)."""
+
+
+_FORMS: Final[Mapping[str, Mapping[str, type]]] = {
+    "cache.set": {"stored": int},
+    "cache.set_many": {"stored": int},
+    "cache.add": {"stored": int},
+    "cache.delete": {"deleted": bool},
+    "cache.clear": {"cleared": int},
+    "cache.keys": {"keys": list},
+    "cache.stats": {},
+    "analysis": {},
+    "optimize": {},
+}
+"""What a result must be for a caller to be told it: a map in which at least these stand."""
 
 
 class Answer(NamedTuple):
@@ -23,6 +38,20 @@ class Answer(NamedTuple):
 
     result: Any
     reason: str | None = None
+
+
+def _checked(method: str, result: Any) -> Answer:
+    """The answer; raises WireError when a peer of another version made it in another form."""
+    wanted = _FORMS.get(method, {})
+    if isinstance(result, dict) and all(
+        isinstance(result.get(name), kind) for name, kind in wanted.items()
+    ):
+        return Answer(result)
+    raise WireError(
+        UNAVAILABLE,
+        f"{method} was answered in a form that this version does not know: {result!r:.80}",
+        hint="let the daemon and its clients be of one version",
+    )
 
 
 async def ask(
@@ -43,7 +72,7 @@ async def ask(
             while True:
                 steps = link.request(method, args, repeatable=repeatable)
                 try:
-                    return Answer(await drive_async(steps, seconds))
+                    return _checked(method, await drive_async(steps, seconds))
                 except QueueFull as full:
                     pause = link.pause(full, attempt, began)
                 attempt += 1
@@ -77,7 +106,7 @@ def ask_now(
             while True:
                 steps = link.request(method, args, repeatable=repeatable)
                 try:
-                    return Answer(drive(steps, seconds))
+                    return _checked(method, drive(steps, seconds))
                 except QueueFull as full:
                     pause = link.pause(full, attempt, began)
                 attempt += 1

@@ -50,23 +50,29 @@ class CacheEntry:
     """Seconds left, or None for an entry that does not expire."""
 
 
-def key_bytes(key: Key) -> bytes:
+def key_bytes(key: Key, what: str = "a key", most: int = MAX_KEY_BYTES) -> bytes:
     """A key as bytes; raises TypeError or ValueError for what is none."""
     if isinstance(key, str):
         try:
             key = key.encode()
         except UnicodeEncodeError as error:
-            raise _not_utf8(key) from error
+            raise _not_utf8(key, what) from error
     elif not isinstance(key, bytes):
-        raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
-    if not 0 < len(key) <= MAX_KEY_BYTES:
-        raise ValueError(f"a key has 1 to {MAX_KEY_BYTES} bytes, this one {len(key)}")
+        raise TypeError(f"{what} is str or bytes, not {type(key).__name__}")
+    if not 0 < len(key) <= most:
+        raise ValueError(f"{what} has 1 to {most} bytes, this one {len(key)}")
     return key
 
 
-def _not_utf8(key: Key) -> ValueError:
+def _seen_key(fingerprint: Key) -> bytes:
+    """The key that stands for a fingerprint; raises TypeError or ValueError for what is none."""
+    name = key_bytes(fingerprint, "a fingerprint", MAX_KEY_BYTES - len(SEEN_PREFIX))
+    return SEEN_PREFIX + name
+
+
+def _not_utf8(key: Key, what: str = "a key") -> ValueError:
     return ValueError(
-        f"a key is text that UTF-8 can say; this one has lone surrogates: {key!r:.80}"
+        f"{what} is text that UTF-8 can say; this one has lone surrogates: {key!r:.80}"
     )
 
 
@@ -105,6 +111,12 @@ def _pattern_args(pattern: str | None) -> dict[str, Any]:
     if not 0 < len(pattern) <= MAX_PATTERN_CHARS:
         size = len(pattern)
         raise ValueError(f"a pattern has 1 to {MAX_PATTERN_CHARS} characters, this one {size}")
+    try:
+        pattern.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"a pattern is text that UTF-8 can say; this one has lone surrogates: {pattern!r:.80}"
+        ) from error
     return {"pattern": pattern}
 
 
@@ -225,6 +237,16 @@ class _Common:
             self._link.note(WireError(TOO_LARGE, str(reason), field="items"))
         return int(answer["stored"])
 
+    def _listed(self, answer: Any, limit: int) -> list[Key] | None:
+        """The keys of a listing, having said when an answer's size cut it off."""
+        if not answer:
+            return None
+        keys: list[Key] = answer["keys"]
+        if answer.get("truncated") and len(keys) < limit:
+            text = f"an answer has room for {len(keys)} of the keys that were asked for"
+            self._link.note(WireError(TOO_LARGE, text, hint="ask with a pattern that fits fewer"))
+        return keys
+
     def _known(self, answer: Any) -> bool:
         """Whether `cache.add` found its key there already, for those who may be told."""
         # While it is only observed, nothing may be skipped; the read has counted what was there.
@@ -313,10 +335,14 @@ class PerformanceCache(_Common):
         return answer["cleared"] if answer else None
 
     async def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
-        """Keys that are there, or None when the daemon is away."""
+        """Keys that are there, or None when the daemon is away.
+
+        At most `limit`, and at most 4 MiB of them: fewer for that reason is logged, at a limited
+        rate.
+        """
         args = {"limit": _check_limit(limit)} | _pattern_args(pattern)
         answer = await self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
-        return answer["keys"] if answer else None
+        return self._listed(answer, limit)
 
     async def stats(self) -> dict[str, Any] | None:
         """The cache's figures for the whole host, or None when the daemon is away."""
@@ -330,7 +356,7 @@ class PerformanceCache(_Common):
         False. While the daemon is away it is False, and counted in `unavailable`; in `observe` it
         is False too, and counted as a read that would have found something.
         """
-        key = SEEN_PREFIX + key_bytes(fingerprint)
+        key = _seen_key(fingerprint)
         if await self.get(key) is not None:
             return True
         args = self._set_args(key, 1, ttl)
@@ -403,7 +429,7 @@ class SyncCache(_Common):
         """Keys that are there, or None when the daemon is away."""
         args = {"limit": _check_limit(limit)} | _pattern_args(pattern)
         answer = self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
-        return answer["keys"] if answer else None
+        return self._listed(answer, limit)
 
     def stats(self) -> dict[str, Any] | None:
         """The cache's figures for the whole host, or None when the daemon is away."""
@@ -412,7 +438,7 @@ class SyncCache(_Common):
 
     def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         """Whether any process of the host called this with the fingerprint within `ttl` seconds."""
-        key = SEEN_PREFIX + key_bytes(fingerprint)
+        key = _seen_key(fingerprint)
         if self.get(key) is not None:
             return True
         args = self._set_args(key, 1, ttl)

@@ -188,6 +188,10 @@ class Link:
             self._drop_pending()
             self._leave(_reason(error), began)
             return False
+        except (KeyError, TypeError, OverflowError):
+            self._drop_pending()
+            self._leave("it answers in a form that this version does not know", began)
+            return False
         finally:
             self._attaching = False
 
@@ -234,6 +238,9 @@ class Link:
         """Map what was handed over. The old reader is dropped, not closed: threads may use it."""
         if len(fds) != 3:
             raise Unavailable(f"the daemon sent {len(fds)} descriptors instead of 3")
+        # Before anything is taken over: a daemon of another version may answer otherwise.
+        epoch, default_ttl = int(reply["epoch"]), float(reply["default_ttl"])
+        compression, max_payload = bool(reply["compression"]), int(reply["max_payload"])
         mode = self._mode or str(reply["mode"])
         if mode not in READERS:
             raise Unavailable(f"the daemon's mode is {mode!r:.40}, which is none")
@@ -241,14 +248,14 @@ class Link:
         made = READERS[self.mode]
         handed, fds[:] = list(fds), []
         # From here on the descriptors are the reader's, which closes them whatever happens.
-        reader = made(handed[0], handed[1], handed[2], int(reply["epoch"]))
+        reader = made(handed[0], handed[1], handed[2], epoch)
         self._pending = None
         if self._attached is not None:
             self._attached.close()
         self._attached = connection
-        self.default_ttl = float(reply["default_ttl"])
-        self.compression = bool(reply["compression"])
-        self.max_payload = int(reply["max_payload"])
+        self.default_ttl = default_ttl
+        self.compression = compression
+        self.max_payload = max_payload
         self.reader = reader
         self._come_back()
 

@@ -10,9 +10,10 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -117,6 +118,56 @@ def test_bytes_behind_an_answer_end_its_connection(tmp_path: Path) -> None:
         optimizer.close()
 
 
+CALLS: dict[str, tuple[Callable[[Any], Any], object]] = {
+    "set": (lambda cache: cache.set("k", 1), False),
+    "set_many": (lambda cache: cache.set_many({"k": 1}), 0),
+    "delete": (lambda cache: cache.delete("k"), False),
+    "clear": (lambda cache: cache.clear(), None),
+    "keys": (lambda cache: cache.keys(), None),
+    "seen": (lambda cache: cache.seen("k"), False),
+    "stats": (lambda cache: cache.stats(), None),
+}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [True, [1], "x", 5, {"stored": "x", "cleared": [], "keys": 1, "deleted": 0}],
+    ids=repr,
+)
+def test_an_answer_of_another_version_is_as_none(
+    optimizer: PerformanceOptimizer, caplog: pytest.LogCaptureFixture, odd: object
+) -> None:
+    def answer(method: str, args: object, **more: object) -> Generator[None, None, object]:
+        return odd
+        yield
+
+    assert optimizer.sync.cache.set("other", 1), "attached"
+    optimizer._link.request = answer  # type: ignore[assignment, method-assign]  # a peer
+    # Any map is statistics.
+    calls = [CALLS[name] for name in CALLS if name != "stats" or not isinstance(odd, dict)]
+    for call, nothing in calls:
+        assert call(optimizer.sync.cache) == nothing
+        assert asyncio.run(call(optimizer.cache)) == nothing
+    assert optimizer.cache.unavailable == 2 * len(calls)
+    if not isinstance(odd, dict):
+        assert optimizer.sync.run_performance_analysis()["status"] == "unavailable"
+        assert optimizer.sync.apply_optimizations("balanced")["status"] == "unavailable"
+    assert caplog.text.count("a form that this version does not know: ") == 1
+
+
+def test_keys_that_an_answer_has_no_room_for_are_told_of(
+    optimizer: PerformanceOptimizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = optimizer.sync.cache
+    assert cache.set_many({f"{n:08000}": 1 for n in range(600)}) == 600
+    few = cache.keys(limit=10)
+    assert few is not None and len(few) == 10 and not caplog.text, "as many as were asked for"
+    found = cache.keys(limit=1000)
+    assert found is not None and 500 < len(found) < 600
+    assert asyncio.run(optimizer.cache.keys(limit=1000)) is not None
+    assert caplog.text.count("has room for") == 1
+
+
 def test_one_value_too_large_costs_the_batch_that_value_alone(
     optimizer: PerformanceOptimizer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,6 +209,12 @@ def test_a_value_over_the_limit_is_not_sent(optimizer: PerformanceOptimizer) -> 
         (lambda cache: cache.clear("x" * 70_000_000), ValueError, "pattern.*1024"),
         (lambda cache: cache.clear(""), ValueError, "pattern"),
         (lambda cache: cache.clear(b"x"), TypeError, "pattern"),
+        (lambda cache: cache.clear("\udc80"), ValueError, "pattern.*surrogates"),
+        (lambda cache: cache.keys("\udc80"), ValueError, "pattern.*surrogates"),
+        (lambda cache: cache.seen("\ud800"), ValueError, "fingerprint.*surrogates"),
+        (lambda cache: cache.seen(""), ValueError, "fingerprint has 1 to 8187 bytes, this one 0"),
+        (lambda cache: cache.seen(5), TypeError, "fingerprint is str or bytes"),
+        (lambda cache: cache.seen("x" * 8190), ValueError, "1 to 8187 bytes, this one 8190"),
         (lambda cache: cache.keys("x" * 2000), ValueError, "pattern.*1024"),
         (lambda cache: cache.get_many("abc"), TypeError, "keys"),
         (lambda cache: cache.get_many(b"abc"), TypeError, "keys"),
