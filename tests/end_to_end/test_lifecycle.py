@@ -177,6 +177,30 @@ def test_what_hinders_the_start_is_one_sentence_with_the_setting(
     assert not (tmp_path / "run" / "control.sock").exists()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "read pipe", "socket"])
+def test_a_log_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "odd.log"
+    with socket.socket(socket.AF_UNIX) as bound:
+        if kind == "socket":
+            bound.bind(str(path))
+        else:
+            os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if kind == "read pipe" else None
+        done = run_daemon(tmp_path, "--log-file", str(path))
+        if reader is not None:
+            os.close(reader)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and "log.file" in done.stderr
+    assert "neither a regular file" in done.stderr
+
+
+def test_a_log_may_go_to_a_device(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path, "--log-file", "/dev/null") as daemon:
+        with RawClient(daemon.socket) as client:
+            assert client.result("ping") is True
+        assert daemon.stop() == 0
+
+
 def test_a_runtime_directory_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run").chmod(0o777)

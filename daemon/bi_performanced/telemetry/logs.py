@@ -6,9 +6,11 @@ takes, and a full one costs the line, which is counted and reported once there i
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import stat
 import sys
 import time
 import traceback
@@ -38,7 +40,19 @@ class LogSink:
         if self.path is None:
             self._fd = 2
             return
-        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            # Without waiting: a pipe would keep the daemon until somebody reads it.
+            fd = os.open(self.path, flags | os.O_NONBLOCK, 0o640)
+        except OSError as error:
+            # What open(2) says of a socket, and of a pipe that nobody reads.
+            raise _no_file() if error.errno == errno.ENXIO else error from None
+        kind = os.fstat(fd).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISCHR(kind):
+            os.close(fd)
+            raise _no_file()
+        os.set_blocking(fd, True)
+        self._fd = fd
 
     def reopen(self) -> str | None:
         """Open the file anew, after it was renamed; the reason when that fails.
@@ -72,6 +86,10 @@ class LogSink:
         if self._fd > 2:
             os.close(self._fd)
             self._fd = 2
+
+
+def _no_file() -> OSError:
+    return OSError(errno.EINVAL, "it is neither a regular file nor a terminal or another device")
 
 
 def render(event: MutableMapping[str, Any]) -> str:
