@@ -6,11 +6,14 @@ import errno
 import random
 import subprocess
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bi_performance_wire import layout as L
+from bi_performance_wire.errors import WireError
+from bi_performanced.cache import memory
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.recovery import copy_entries, recover, settle
 from bi_performanced.cache.store import Store, TooLarge
@@ -201,6 +204,24 @@ def test_a_truncated_store_is_refused(tmp_path: Path) -> None:
             file.truncate(keep)
         with pytest.raises(L.LayoutError, match="shorter"):
             Memory.adopt(path)
+
+
+def test_a_boot_id_that_is_hidden_is_what_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a systemd unit with ProcSubset=pid hides it."""
+    path = tmp_path / "store"
+    Memory.create(path, 100, 1 << 20, epoch=1).close()
+    monkeypatch.setattr(memory, "BOOT_ID", tmp_path / "boot_id")
+    acts: list[Callable[[], Memory]] = [
+        lambda: Memory.adopt(path),
+        lambda: Memory.create(tmp_path / "new", 100, 1 << 20, epoch=1),
+    ]
+    for act in acts:
+        with pytest.raises(WireError, match=r"boot_id.*cannot be read: No such file") as caught:
+            act()
+        assert caught.value.field is None and "ProcSubset" in str(caught.value.hint)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.root

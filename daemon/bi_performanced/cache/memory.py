@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bi_performance_wire import layout as L
+from bi_performance_wire.errors import UNAVAILABLE, WireError
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Geometry(NamedTuple):
@@ -62,9 +65,17 @@ def _align(size: int) -> int:
 
 
 def boot_id() -> bytes:
-    """The kernel's identity of this boot (16 bytes)."""
-    text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-    return bytes.fromhex(text.strip().replace("-", ""))
+    """The kernel's identity of this boot (16 bytes). Raises WireError where it is hidden."""
+    try:
+        text = BOOT_ID.read_text(encoding="ascii")
+        return bytes.fromhex(text.strip().replace("-", ""))
+    except (OSError, ValueError) as error:
+        raise WireError(
+            UNAVAILABLE,
+            f"{BOOT_ID}, which tells one boot from another, cannot be read:"
+            f" {getattr(error, 'strerror', None) or error}",
+            hint="let the daemon see /proc/sys: ProcSubset=pid of a systemd unit hides it",
+        ) from error
 
 
 class Memory:
@@ -86,9 +97,11 @@ class Memory:
     def create(cls, path: Path | None, max_entries: int, max_bytes: int, *, epoch: int) -> Memory:
         """Make a store at `path` (None: private memory, for simulations), allocated in full.
 
-        Raises OSError when the file system cannot hold it; nothing is left behind then.
+        Raises OSError when the file system cannot hold it, WireError when there is no boot_id;
+        nothing is left behind then.
         """
         L.require_little_endian()
+        boot = boot_id()
         geometry = Geometry.for_limits(max_entries, max_bytes)
         size = geometry.file_bytes
         if path is None:
@@ -108,7 +121,7 @@ class Memory:
         memory = cls(mapping)
         words = memory.words
         words[L.W_EPOCH] = epoch
-        mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] = boot_id()
+        mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] = boot
         words[L.W_FILE_BYTES] = size
         words[L.W_SEED] = secrets.randbits(63)
         words[L.W_MAX_ENTRIES] = max_entries
@@ -130,9 +143,10 @@ class Memory:
         """Map the store that an earlier daemon left.
 
         Raises FileNotFoundError, or LayoutError with the reason why it cannot be used: another
-        format, another boot, damaged.
+        format, another boot, damaged. WireError when there is no boot_id.
         """
         L.require_little_endian()
+        boot = boot_id()
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             size = os.fstat(fd).st_size
@@ -150,7 +164,7 @@ class Memory:
             parts = Geometry(words[L.W_SLOTS], words[L.W_SMALL_BYTES], words[L.W_MAIN_BYTES])
             if parts != Geometry.for_limits(words[L.W_MAX_ENTRIES], words[L.W_MAX_BYTES]):
                 raise L.LayoutError("the store's parts do not fit its limits")
-            if mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] != boot_id():
+            if mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] != boot:
                 raise L.LayoutError("the store is of an earlier boot")
         except L.LayoutError:
             memory.close()
