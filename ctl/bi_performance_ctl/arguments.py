@@ -104,6 +104,8 @@ def _wanted(what: str) -> str:
     if length:
         most = "at most" if length[1] == "<=" else "at least"
         return f"have {most} {length[2]} character{'' if length[2] == '1' else 's'}"
+    if "out of range" in what:
+        return "be a finite number"
     bound = re.search(r"`(?:int|float)` (>=|<=|>|<) ([\d.]+)", what)
     if bound:
         return f"{_BOUNDS[bound[1]]} {bound[2]}"

@@ -110,7 +110,14 @@ class Dispatcher:
         try:
             # A method whose arguments all have defaults may be called with none at all.
             args = bound.decode(b"\x91\x80" if data == b"\x90" else data)[0]
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except UnicodeDecodeError:
+            raise WireError(
+                INVALID_ARGUMENT,
+                "text in the arguments must be UTF-8",
+                field="params",
+                hint="send a key of other bytes as bytes (MessagePack bin)",
+            ) from None
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise _argument_error(bound, str(error)) from None
         return self._call(bound, args, caller)
 

@@ -193,6 +193,15 @@ def test_bad_arguments_are_answered_by_name_and_change_nothing(
     assert client.result("cache.get", key="witness") == "unchanged"
 
 
+@pytest.mark.parametrize("text", [b"\xa3key\xa3\xed\xb2\x80", b"\xa3\xff\xfe\xfd\xa1k"])
+def test_text_that_is_no_utf_8_is_told_so(client: RawClient, text: bytes) -> None:
+    client.socket.sendall(b"\x94\x00\x05\xa9cache.get\x91\x81" + text)
+    error = client.receive()[2]
+    assert error["code"] == "invalid_argument" and error["field"] == "params"
+    assert "must be UTF-8" in error["message"] and "codec" not in error["message"]
+    assert "bytes" in error["hint"]
+
+
 @pytest.mark.parametrize("params", [None, 5, "text", {"key": "k"}, [1], ["k"], [{}, {}], [[]]])
 def test_params_are_an_array_of_nothing_or_one_map(client: RawClient, params: Any) -> None:
     client.socket.sendall(msgpack.packb([0, 9, "cache.get", params]))
