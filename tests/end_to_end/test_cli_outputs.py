@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -192,10 +193,21 @@ def test_a_narrow_terminal_cuts_nothing_off(daemon: DaemonProcess, words: Sequen
         assert "socket.max_buffered_bytes" in text
 
 
+def test_a_narrow_terminal_breaks_no_number(daemon: DaemonProcess) -> None:
+    text = seen(daemon, "benchmark", "--iterations", "1000", "--no-color", columns=40)
+    assert len(re.findall(r"p99 [\d.]+ (?:ns|µs|ms)\b", text)) == 7
+    assert len(re.findall(r"\b\d{1,3}(?:,\d{3})* keys/s", text)) == 7
+    assert "1,000 times" in text
+    wide = seen(daemon, "benchmark", "--iterations", "10", "--no-color", columns=120)
+    assert "keys/s" in wide and " keys/s ·" not in wide, "there is room for a table"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["cache", "set", "k", "v", "--ttl", "soon"], "--ttl must be a number, not 'soon'"),
+        (["cache", "set", "k", "v", "--ttl", "1e999"], "--ttl must be a finite number, not '1e"),
+        (["benchmark", "--iterations", "²"], "--iterations must be a whole number"),
         (["cache", "keys", "--limit", "x"], "--limit must be a whole number, not 'x'"),
         (["cache", "keys", "--limit", "0"], "--limit must be at least 1, not '0'"),
         (["cache", "keys", "--limit", "9999999"], "--limit must be at most 100000"),

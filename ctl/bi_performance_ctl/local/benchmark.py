@@ -23,7 +23,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    if not args.iterations.isdigit() or not 0 < int(args.iterations) <= MOST:
+    given = args.iterations
+    if not (given.isascii() and given.isdigit() and len(given) < 20 and 0 < int(given) <= MOST):
         raise Exit(
             USAGE, f"--iterations must be a whole number from 1 to {MOST}, not {args.iterations!r}"
         )
@@ -131,6 +132,7 @@ class _progress:
 
 
 def _table(rows: list[dict[str, Any]], console: Console) -> None:
+    from bi_performance_ctl.render.prose import fold_parts
     from bi_performance_ctl.render.tables import plain_table, terminal
 
     numbers = ("times", "p50", "p95", "p99", "keys/s")
@@ -145,7 +147,15 @@ def _table(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['keys_per_second']:,}",
         )
     out = terminal(console)
-    out.print(table)
+    columns = console.columns
+    wide = out.measure(table, options=out.options.update(max_width=1000)).maximum
+    if columns is None or wide <= columns:
+        out.print(table)
+    else:
+        for row in rows:
+            figures = [f"{name} {latency(row[f'{name}_ns'])}" for name in ("p50", "p95", "p99")]
+            figures += [f"{row['keys_per_second']:,} keys/s", f"{row['times']:,} times"]
+            console.say(f"{row['operation']}\n  {fold_parts(figures, 2, columns)}")
     out.print(
         f"values of {VALUE_BYTES} bytes; the clock's own cost is in every figure; a dict is"
         " faster, and no other process sees it",

@@ -28,6 +28,18 @@ def fold(text: str, indent: str, console: Console, *, first: str | None = None) 
     ) or [begin]
 
 
+def fold_parts(parts: list[str], indent: int, columns: int | None) -> str:
+    """The parts in one line, or in as many as the terminal needs; each part whole."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines[-1] else part
+        if lines[-1] and columns is not None and indent + len(longer) > columns:
+            lines.append(part)
+        else:
+            lines[-1] = longer
+    return ("\n" + " " * indent).join(lines)
+
+
 def pairs(rows: Iterable[tuple[str, str]], console: Console, *, indent: str = "  ") -> list[str]:
     """A label and a value a line, the values below each other; folded where they are long."""
     found = [(visible(name), visible(value)) for name, value in rows]

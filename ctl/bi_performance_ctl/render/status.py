@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bi_performance_ctl.console import Console
+from bi_performance_ctl.render.prose import fold_parts
 from bi_performance_ctl.render.units import count, duration, known, percent, size
 from bi_performance_wire.streams import visible
 
@@ -23,23 +24,11 @@ def status(result: dict[str, Any], console: Console) -> str:
     for name, part in components:
         state = part["status"]
         padding = " " * (states - len(visible(state)))
-        figures = _folded(_figures(name, part), indent, console.columns)
+        figures = fold_parts(_figures(name, part), indent, console.columns)
         lines.append(f"  {visible(name):{names}}{console.mark(state)}{padding}{figures}".rstrip())
         if part.get("reason"):
             lines.append(f"  {'':{indent - 2}}{console.paint(visible(part['reason']), '33')}")
     return "\n".join(lines)
-
-
-def _folded(parts: list[str], indent: int, columns: int | None) -> str:
-    """The parts in one line, or in as many as the terminal needs."""
-    lines = [""]
-    for part in parts:
-        longer = f"{lines[-1]} · {part}" if lines[-1] else part
-        if lines[-1] and columns is not None and indent + len(longer) > columns:
-            lines.append(part)
-        else:
-            lines[-1] = longer
-    return ("\n" + " " * indent).join(lines)
 
 
 def _figures(name: str, part: dict[str, Any]) -> list[str]:
