@@ -191,7 +191,10 @@ class App:
         self._control = ControlSocket(places.socket_path, inherited.get("control"))
         try:
             self._cache = Cache.open(
-                plan.settings.cache, runtime_dir=places.runtime, mode=settings.mode
+                plan.settings.cache,
+                runtime_dir=places.runtime,
+                state_dir=places.state,
+                mode=settings.mode,
             )
         except WireError:
             self._control.close()
@@ -234,11 +237,11 @@ class App:
         self._facts.started_at = trio.current_time()
         try:
             async with trio.open_nursery() as base:
+                await base.start(self._listen_to_signals)
                 await base.start(self._cache.run)
                 await base.start(self._monitor.run)
                 await base.start(self._advisor.run)
                 await base.start(watch_health, self._components, self._broker)
-                await base.start(self._listen_to_signals)
                 if self._watchdog is not None:
                     base.start_soon(self._be_alive, self._watchdog)
                 await self._serve()

@@ -302,7 +302,8 @@ def test_memory_pressure_in_a_control_group(tmp_path: Path) -> None:
             # A process that reads moves on; what it has left is then given back.
             host.cache.get(kept[0])
             stats = host.control.result("cache.stats")
-            return group.used() < stats["levels"]["local"]["store_bytes"] + (64 << 20)
+            store_bytes: int = stats["levels"]["local"]["store_bytes"]
+            return group.used() < store_bytes + (64 << 20)
 
         wait_until(settled, within=60, what="the memory of the stores that it has grown out of")
         with group.ballast(group.free() - (16 << 20)):

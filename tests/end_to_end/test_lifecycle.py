@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import msgpack
 import pytest
 
 from bi_performance.optimizer import PerformanceOptimizer
+from bi_performance.reader import StoreReader
 from bi_performance_wire.commands import COMMANDS
 from bi_performanced.dispatch import Dispatcher, IncompleteTable
 from support.clients import RawClient
@@ -392,6 +394,43 @@ def test_a_store_that_is_not_one_is_replaced_and_said(tmp_path: Path) -> None:
         with RawClient(daemon.socket) as client:
             assert client.result("cache.set", key="k", value=1) == {"stored": 1}
             assert client.result("cache.get", key="k") == 1
+
+
+@pytest.mark.parametrize("loss", ["store", "runtime", "all"])
+def test_nothing_is_acknowledged_while_a_vanished_store_may_be_read(
+    tmp_path: Path, loss: str
+) -> None:
+    """Who is attached trusts its mapping up to a second longer than the daemon lives."""
+    with DaemonProcess(tmp_path) as daemon:
+        optimizer = PerformanceOptimizer(str(daemon.socket))
+        cache = optimizer.sync.cache
+        assert cache.set("key", "old") and cache.get("key") == "old"
+        reader = optimizer._link.reader
+        assert isinstance(reader, StoreReader)
+        (daemon.runtime / "store").unlink()
+        daemon.kill9()
+        if loss != "store":
+            shutil.rmtree(daemon.runtime)
+            daemon.runtime.mkdir(mode=0o750)
+        if loss == "all":
+            shutil.rmtree(daemon.state)
+        daemon.start()
+        assert not reader.alive(), "ready is said when nobody can read the old store"
+        with RawClient(daemon.socket) as client:
+            client.result("cache.set", key="key", value="new")
+        assert cache.get("key") != "old"
+        optimizer.close()
+
+
+def test_a_start_after_an_orderly_end_waits_for_nobody(tmp_path: Path) -> None:
+    """As a service whose runtime directory went with it."""
+    with DaemonProcess(tmp_path) as daemon:
+        assert daemon.stop() == 0
+        shutil.rmtree(daemon.runtime)
+        daemon.runtime.mkdir(mode=0o750)
+        daemon.start()
+        waits = [each for each in daemon.log_events() if each["event"] == "cache.waits_for_readers"]
+        assert not waits
 
 
 def test_messages_of_a_newer_client_are_answered_not_dropped(daemon: DaemonProcess) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bi_performanced.cache.trace import Trace
+
 READY_WITHIN = 30.0
 
 
@@ -49,12 +51,17 @@ class DaemonProcess:
         self.runtime = folder / "run"
         self.runtime.mkdir(mode=0o750, parents=True, exist_ok=True)
         self.socket = self.runtime / "control.sock"
+        self.state = folder / "state"
+        if not self.state.exists():
+            # As after a daemon that stopped: without it the first start waits a second.
+            self.state.mkdir(mode=0o700)
+            Trace(self.state, self.runtime).write(running=False)
         self.log = folder / "performance.log"
         self._command = [
             python,
             *program,
             "--state-dir",
-            str(folder / "state"),
+            str(self.state),
             "--log-file",
             str(self.log),
             "--http",

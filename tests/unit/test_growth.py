@@ -37,7 +37,7 @@ def test_changes_during_a_move_are_in_the_new_store(
 
     async def main() -> None:
         nonlocal rounds, cleared
-        cache = Cache.open(settings, runtime_dir=tmp_path, mode="on")
+        cache = Cache.open(settings, runtime_dir=tmp_path, state_dir=tmp_path, mode="on")
         async with trio.open_nursery() as nursery:
             await nursery.start(cache.run)
             for n in range(KEYS):
@@ -63,7 +63,7 @@ def test_changes_during_a_move_are_in_the_new_store(
             nursery.cancel_scope.cancel()
         cache.close()
         # What a restart finds is the new store with the same entries.
-        again = Cache.open(settings, runtime_dir=tmp_path, mode="on")
+        again = Cache.open(settings, runtime_dir=tmp_path, state_dir=tmp_path, mode="on")
         assert {key: again.get(key) for key in model} == model
         assert again.recovered == len(model)
         again.close()

@@ -73,7 +73,9 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Cache]:
-    made = Cache.open(CacheSettings(max_bytes=4 << 20), runtime_dir=tmp_path, mode="on")
+    made = Cache.open(
+        CacheSettings(max_bytes=4 << 20), runtime_dir=tmp_path, state_dir=tmp_path, mode="on"
+    )
     yield made
     made.close()
 
@@ -118,11 +120,12 @@ async def until(condition: Callable[[], object]) -> None:
     """Let virtual seconds pass until it is so."""
     with trio.fail_after(100_000):
         while not condition():  # noqa: ASYNC110 (virtual time)
-            await trio.sleep(0.25)
+            await trio.sleep(1)
 
 
 def run(main: Callable[[], Any]) -> None:
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    # Virtual time stands while a thread reads: without a threshold it would run ahead of it.
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.003))
 
 
 def attach(cache: Cache, *, peer_pid: int, pid: int = 9, name: str = "scraper") -> Attachment:

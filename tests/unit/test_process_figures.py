@@ -31,7 +31,9 @@ def kernel(tmp_path: Path) -> FakeKernel:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[Cache]:
-    made = Cache.open(CacheSettings(max_bytes=4 << 20), runtime_dir=tmp_path, mode="on")
+    made = Cache.open(
+        CacheSettings(max_bytes=4 << 20), runtime_dir=tmp_path, state_dir=tmp_path, mode="on"
+    )
     yield made
     made.close()
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -27,7 +28,7 @@ from bi_performance_wire.value import COMPRESS_FROM, PLAIN
 from bi_performanced.cache.clients import Attachment, Clients, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.memory import Geometry, Memory
-from bi_performanced.cache.opening import open_store
+from bi_performanced.cache.opening import ALIVE_NS, Opened, open_store
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
@@ -38,7 +39,6 @@ log = structlog.get_logger("performance")
 
 HEARTBEAT = 0.25
 """Seconds between two renewals of the readers' deadline, by the loop itself."""
-ALIVE_NS = 1_000_000_000
 GROW_AT = 0.75
 SLICE = 0.002
 """Seconds that a sweep or a copy keeps the loop before others have their turn."""
@@ -111,14 +111,15 @@ class Cache:
     growth work in slices. `run` must be running for readers to trust the store.
     """
 
-    def __init__(
-        self, settings: CacheSettings, store: Store, store_path: Path, lock_fd: int, mode: str
-    ) -> None:
+    def __init__(self, settings: CacheSettings, opened: Opened, mode: str) -> None:
+        store, store_path = opened.store, opened.path
         self._settings = settings
         self._mode = mode if settings.enabled else "off"
         self._store = store
         self._in_service_since = boot_clock()
-        self._lock_fd = lock_fd
+        self._lock_fd = opened.lock_fd
+        self._trace = opened.trace
+        self._ready_at = opened.ready_at
         self._clients = Clients(store, _read_only(store_path))
         self._hits = self._misses = 0
         self._expired = 0
@@ -147,10 +148,11 @@ class Cache:
             self._wake.set()
 
     @classmethod
-    def open(cls, settings: CacheSettings, *, runtime_dir: Path, mode: str) -> Cache:
+    def open(
+        cls, settings: CacheSettings, *, runtime_dir: Path, state_dir: Path, mode: str
+    ) -> Cache:
         """Take up the store that is there, or make one. Raises WireError as `open_store`."""
-        store, path, lock_fd = open_store(settings, runtime_dir)
-        return cls(settings, store, path, lock_fd, mode)
+        return cls(settings, open_store(settings, runtime_dir, state_dir), mode)
 
     def note_compression(self, payload: bytes) -> None:
         """Count what came of compressing an entry of a client of ours."""
@@ -498,6 +500,11 @@ class Cache:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the readers' deadline, drop what expired, and grow, until cancelled."""
+        while (left := self._ready_at - boot_clock()) > 0:
+            # Readers of a store that has vanished may be trusting it: until they cannot, nothing
+            # that this daemon would acknowledge is true for them.
+            log.info("cache.waits_for_readers", seconds=round(left / 1e9, 3))
+            await trio.sleep(left / 1e9)
         async with trio.open_nursery() as nursery:
             self._beat()
             nursery.start_soon(self._grow_when_full)
@@ -760,6 +767,9 @@ class Cache:
         """Tell readers that nobody keeps this store, and let go of it; the file stays."""
         words = self._store.memory.words
         words[_alive_word(self.epoch)] = 0
+        # Where it cannot be said the next daemon waits a second if the store is gone by then.
+        with suppress(OSError):
+            self._trace.write(running=False)
         self._clients.close()
         for left in self._left:
             self._release(left.store)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -15,6 +16,7 @@ from bi_performanced.cache.clients import boot_clock
 from bi_performanced.cache.memory import Memory
 from bi_performanced.cache.recovery import recover
 from bi_performanced.cache.store import Damaged, Store
+from bi_performanced.cache.trace import Trace
 from bi_performanced.config import CacheSettings
 
 log = structlog.get_logger("performance")
@@ -22,10 +24,24 @@ log = structlog.get_logger("performance")
 START_BYTES = 32 << 20
 """A store begins at this size and grows towards `cache.max_bytes` as it fills."""
 LEAST_BYTES = 1 << 20
+ALIVE_NS: Final = 1_000_000_000
+"""How far ahead of a heartbeat readers trust the store, in nanoseconds."""
 
 
-def open_store(settings: CacheSettings, runtime_dir: Path) -> tuple[Store, Path, int]:
-    """The store, its path, and a descriptor whose lock keeps other daemons out.
+class Opened(NamedTuple):
+    """A store that is this daemon's alone."""
+
+    store: Store
+    path: Path
+    lock_fd: int
+    """A descriptor whose lock keeps other daemons out."""
+    trace: Trace
+    ready_at: int
+    """The boot clock in ns before which nothing may be acknowledged; 0 for at once."""
+
+
+def open_store(settings: CacheSettings, runtime_dir: Path, state_dir: Path) -> Opened:
+    """Take up the store that is there, or make one.
 
     Raises WireError (unavailable) when the directory is in use by another daemon, cannot be
     written, or cannot hold the smallest store.
@@ -51,34 +67,65 @@ def open_store(settings: CacheSettings, runtime_dir: Path) -> tuple[Store, Path,
         ) from error
     try:
         path.with_name("store.new").unlink(missing_ok=True)
-        return _take_up(path, settings), path, lock_fd
+        trace = Trace(state_dir, folder)
+        store, cut_off = _take_up(path, settings)
+        ready_at = 0 if cut_off or trace.vouches() else boot_clock() + ALIVE_NS
+        try:
+            trace.write(running=True)
+        except OSError:
+            # Without the file the next daemon waits, that is all; one that lies is a fault.
+            if trace.vouches():
+                raise
+        return Opened(store, path, lock_fd, trace, ready_at)
     except OSError as error:
         os.close(lock_fd)
         raise _unavailable(folder, error) from error
 
 
-def _take_up(path: Path, settings: CacheSettings) -> Store:
-    """The store at `path`, recovered, or a new one."""
+def _take_up(path: Path, settings: CacheSettings) -> tuple[Store, bool]:
+    """The store at `path`, recovered, or a new one; whether readers of the old one are cut off."""
+    cut_off = False
     try:
         memory = Memory.adopt(path)
     except FileNotFoundError:
         pass
     except L.LayoutError as error:
         log.warning("cache.set_aside", path=str(path), reason=str(error))
+        cut_off = _cut_off(path)
         path.unlink()
     else:
         store = _recovered(path, memory)
         if store is not None:
-            return store
+            return store, True
+        cut_off = True
     size = min(settings.max_bytes, START_BYTES)
     while True:
         try:
             epoch = boot_clock() // 1_000_000
-            return Store(Memory.create(path, settings.max_size, size, epoch=epoch))
+            return Store(Memory.create(path, settings.max_size, size, epoch=epoch)), cut_off
         except OSError as error:
             if error.errno != errno.ENOSPC or size <= LEAST_BYTES:
                 raise
             size //= 2
+
+
+def _cut_off(path: Path) -> bool:
+    """End the trust of whoever maps a file that cannot be taken up; whether that was done.
+
+    Its first page holds the deadlines, where it is a store at all.
+    """
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        # Not beyond its end: a hole could not be filled on a full file system.
+        size = min(L.PAGE, os.fstat(fd).st_size)
+        return os.pwrite(fd, bytes(size), 0) == size == L.PAGE
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def _recovered(path: Path, memory: Memory) -> Store | None:
