@@ -7,6 +7,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -448,3 +449,41 @@ def test_clients_that_vanish_leave_nothing_behind(daemon: DaemonProcess) -> None
         with RawClient(daemon.socket) as client:
             client.send("cache.keys", limit=1000)
     wait_until(lambda: open_files(daemon) == before, what="the descriptors of before")
+
+
+def test_many_small_messages_at_once_leave_turns_to_the_others(tmp_path: Path) -> None:
+    """A flood arrives in one piece; the request of another does not wait for all of it."""
+    with (
+        DaemonProcess(tmp_path) as daemon,
+        RawClient(daemon.socket) as crowd,
+        RawClient(daemon.socket) as other,
+    ):
+        flood = 12_000
+        quiet = msgpack.packb([2, "server.config", []]) * flood
+        last = msgpack.packb([0, 1, "ping", []])
+        assert crowd.result("ping") and other.result("ping")
+        order: list[str] = []
+
+        def wait_for_the_last() -> None:
+            crowd.socket.sendall(quiet + last)
+            assert crowd.receive()[3] is True
+            order.append("flood")
+
+        thread = threading.Thread(target=wait_for_the_last)
+        thread.start()
+        while thread.is_alive():
+            assert other.result("ping") is True
+            order.append("other")
+        thread.join()
+        assert order.index("flood") > 10, "the other was served all the time"
+
+
+def test_a_clear_forgets_what_was_evicted(tmp_path: Path) -> None:
+    with DaemonProcess(tmp_path) as daemon, RawClient(daemon.socket) as client:
+        client.result("server.adjust", setting="cache.max_size", value=100)
+        keys = [f"k{n}" for n in range(300)]
+        client.result("cache.set_many", items=[[key, 1] for key in keys])
+        client.result("cache.clear")
+        before = client.result("cache.stats")["levels"]["local"]["returns"]
+        client.result("cache.set_many", items=[[key, 1] for key in keys[:50]])
+        assert client.result("cache.stats")["levels"]["local"]["returns"] == before

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -32,6 +32,7 @@ from bi_performanced.cache.opening import ALIVE_NS, Opened, open_store
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
+from bi_performanced.cache.sweeping import SLICE, SWEEP_SLOTS, every_entry
 from bi_performanced.config import CacheSettings
 from bi_performanced.config.limits import headroom, room
 
@@ -40,8 +41,6 @@ log = structlog.get_logger("performance")
 HEARTBEAT = 0.25
 """Seconds between two renewals of the readers' deadline, by the loop itself."""
 GROW_AT = 0.75
-SLICE = 0.002
-"""Seconds that a sweep or a copy keeps the loop before others have their turn."""
 LONG_SLICE = 0.01
 """The same for a copy that writers are about to overtake."""
 HURRY_AT = 0.85
@@ -50,7 +49,6 @@ LAST_ROUND = 500
 """Changed keys that are settled in one step, at the end of a copy."""
 SOON = 20.0
 """Seconds within which a store that fills up is followed by one of four times its size."""
-SWEEP_SLOTS = 400
 LOOKED_AT = 2000
 """Slots of the index that are looked at to tell whether keys of a prefix are read."""
 LISTING_BYTES = 4 << 20
@@ -325,28 +323,15 @@ class Cache:
         """
         matches = matcher(pattern)
         found: dict[bytes, None] = {}
-        at = size = 0
-        deadline = trio.current_time() + SLICE
-        while True:
-            store = self._store
-            entries, at = store.sweep(at, SWEEP_SLOTS)
-            now = boot_clock()
-            for entry in entries:
-                if trio.current_time() >= deadline:
-                    await trio.lowlevel.checkpoint()
-                    deadline = trio.current_time() + SLICE
-                    if store is not self._store:
-                        # The entries moved to a larger store, where the sweep begins again.
-                        at = 0
-                        break
+        size = 0
+        async with aclosing(every_entry(lambda: self._store, lambda: None)) as entries:
+            async for _, entry, now in entries:
                 if entry.expires > now and entry.key not in found and matches(entry.key):
                     size += len(entry.key)
                     if len(found) == limit or size > LISTING_BYTES:
                         return list(found), True
                     found[entry.key] = None
-            else:
-                if not at:
-                    return list(found), False
+        return list(found), False
 
     async def clear(self, pattern: str | None, *, dry_run: bool) -> int:
         """Remove every entry that was there when this was called and matches; how many.
@@ -361,31 +346,23 @@ class Cache:
             self.on_clear()
             return cleared
         newest = self._store.sequence
-        cleared = at = 0
-        deadline = trio.current_time() + SLICE
-        while True:
-            store = self._store
-            entries, at = store.sweep(at, SWEEP_SLOTS)
-            now = boot_clock()
-            for entry in entries:
-                if trio.current_time() >= deadline:
-                    await trio.lowlevel.checkpoint()
-                    deadline = trio.current_time() + SLICE
-                    if store is not self._store:
-                        # As in `keys`; what was removed so far is gone there too.
-                        at = 0
-                        cleared = 0 if dry_run else cleared
-                        break
+        cleared = 0
+
+        def begin_again() -> None:
+            nonlocal cleared
+            # What was removed so far is gone in the new store too.
+            cleared = 0 if dry_run else cleared
+
+        async with aclosing(every_entry(lambda: self._store, begin_again)) as entries:
+            async for store, entry, now in entries:
                 if entry.sequence <= newest and matches(entry.key):
                     readable = entry.expires > now
                     if dry_run or store.drop_found(entry):
                         cleared += readable
-            else:
-                if not at:
-                    if not dry_run:
-                        store.counters.deletes += cleared
-                        self.on_clear()
-                    return cleared
+        if not dry_run:
+            self._store.counters.deletes += cleared
+            self.on_clear()
+        return cleared
 
     # ── figures
 

@@ -12,6 +12,7 @@ from typing import Final
 from bi_performance_wire import layout as L
 
 NONE: Final = -1
+_ZEROS: Final = bytes(1 << 16)
 
 
 class Index:
@@ -34,10 +35,11 @@ class Index:
 
     def wipe(self) -> None:
         """Empty every slot: all entries are unreadable at once."""
-        self.cells.cast("B")[:] = bytes(self.cells.nbytes)
-        self._frequency[:] = bytes(len(self._frequency))
-        for touches in self.touch_maps:
-            touches[:] = bytes(len(touches))
+        # From one block of zeros: as many of them as there are slots would have to be made first.
+        for view in (self.cells.cast("B"), self._frequency, *self.touch_maps):
+            for start in range(0, len(view), len(_ZEROS)):
+                end = min(len(view), start + len(_ZEROS))
+                view[start:end] = _ZEROS[: end - start]
 
     def frequency(self, slot: int) -> int:
         """How often the entry was used since it was last looked at, 0 to 3."""

@@ -27,6 +27,8 @@ log = structlog.get_logger("performance")
 RECEIVE_BYTES = 1 << 18
 FLUSH_BYTES = 1 << 18
 """Answers are sent together, but not more than this waits while further requests are run."""
+TURN = 0.002
+"""Seconds of one connection's messages, after which the others have a turn."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at the connections' deadlines."""
 
@@ -250,9 +252,15 @@ class Connection:
             self._heard_at = trio.current_time()
             framer.feed(data)
             frames = 0
+            turn_ends = self._heard_at + TURN
             try:
                 while (frame := framer.next_frame()) is not None:
                     frames += 1
+                    if frames & 3 == 0 and trio.current_time() > turn_ends:
+                        # So many small messages fit into what is received at once that the other
+                        # connections would wait for them all.
+                        await trio.lowlevel.checkpoint()
+                        turn_ends = trio.current_time() + TURN
                     answer = self._run(frame, nursery)
                     if isinstance(answer, tuple):
                         await self._flush()
