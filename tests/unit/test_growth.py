@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from bi_performanced.cache import component
+from bi_performanced.cache import home
 from bi_performanced.cache.component import Cache
 from bi_performanced.config import CacheSettings
 
@@ -19,7 +19,7 @@ KEYS = 4000
 def test_changes_during_a_move_are_in_the_new_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clears: bool
 ) -> None:
-    monkeypatch.setattr(component, "LAST_ROUND", 20)
+    monkeypatch.setattr(home, "LAST_ROUND", 20)
     settings = CacheSettings(max_bytes=4 << 20, max_size=50_000)
     rng = random.Random(5)
     model: dict[bytes, bytes] = {}
@@ -49,7 +49,7 @@ def test_changes_during_a_move_are_in_the_new_store(
                 rounds += 1
                 for _ in range(50):
                     change(cache)
-                if clears and not cleared and cache._copying:
+                if clears and not cleared and cache._home.copying:
                     assert await cache.clear(None, dry_run=False) == len(model)
                     model.clear()
                     cleared = True

@@ -20,7 +20,8 @@ from bi_performance_wire.value import (
     raw_size,
 )
 from bi_performanced.cache.clients import Attachment
-from bi_performanced.cache.component import Cache, Growing, check_key
+from bi_performanced.cache.component import Cache, check_key
+from bi_performanced.cache.home import Growing
 from bi_performanced.dispatch import Caller, Handler
 
 VALUE_LIMITS = Limits(frame_bytes=64 << 10, shape_bytes=64 << 10, objects=4096, depth=64)

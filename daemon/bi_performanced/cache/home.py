@@ -1,0 +1,448 @@
+"""The store in service: its heartbeat, its growth and shrinking, and the stores it has left.
+
+A store moves to another size by a copy, in slices, while the old one serves; readers follow because
+its epoch ends.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import structlog
+import trio
+
+from bi_performance_wire import layout as L
+from bi_performance_wire.errors import BUSY, TOO_LARGE, WireError
+from bi_performanced.cache.clients import Clients, boot_clock
+from bi_performanced.cache.memory import Geometry, Memory
+from bi_performanced.cache.opening import ALIVE_NS, Opened
+from bi_performanced.cache.recovery import copy_entries, settle
+from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
+from bi_performanced.cache.sweeping import SLICE, SWEEP_SLOTS
+from bi_performanced.config import CacheSettings
+from bi_performanced.config.limits import headroom, room
+
+log = structlog.get_logger("performance")
+
+HEARTBEAT = 0.25
+"""Seconds between two renewals of the readers' deadline, by the loop itself."""
+GROW_AT = 0.75
+LONG_SLICE = 0.01
+"""Seconds that a slice of a copy takes, instead of SLICE, when writers are about to overtake it."""
+HURRY_AT = 0.85
+HURRY = 2000
+LAST_ROUND = 500
+"""Changed keys that are settled in one step, at the end of a copy."""
+SOON = 20.0
+"""Seconds within which a store that fills up is followed by one of four times its size."""
+RELEASE_AFTER = 30.0
+"""Seconds until the pages of a store that was left are taken from readers who stayed on it."""
+RELEASE_SOON = 1.0
+"""The same when all have moved, or when the store was made smaller: who reads there still finds
+zeros, which are a miss."""
+MARGIN = 8 << 20
+"""Bytes of memory that are left to others when the store moves."""
+RETRY_GROWTH = 60.0
+GROWTH_WAIT = 5.0
+"""Seconds that a request waits for the store to grow."""
+
+
+class Left(NamedTuple):
+    """A store that was resized away, and when its memory is given back to the system."""
+
+    store: Store
+    epoch: int
+    """Its last; who attached later does not read there."""
+    at_first: float
+    at_last: float
+
+    def is_due(self, now: float, oldest: int) -> bool:
+        """`oldest`: the epoch at which the attached process came that has not moved longest."""
+        return now >= self.at_last or (now >= self.at_first and oldest > self.epoch)
+
+
+class Growing(WireError):
+    """An entry that the store will hold once it has grown, which has been asked for."""
+
+
+class Home:
+    """The store in service and those who read it.
+
+    `run` must be running for readers to trust the store.
+    """
+
+    def __init__(self, settings: CacheSettings, opened: Opened) -> None:
+        self.settings = settings
+        """What the store grows within."""
+        self.store = opened.store
+        self.path = opened.path
+        self.clients = Clients(opened.store, _read_only(opened.path))
+        self.failed: str | None = None
+        """Why the store does not have the size, or take the entries, that it should."""
+        self.copying = False
+        self.hollow = False
+        """The free parts of the store's file have no memory behind them: nothing can be put."""
+        self._lock_fd = opened.lock_fd
+        self._trace = opened.trace
+        self._ready_at = opened.ready_at
+        self._in_service_since = boot_clock()
+        self._earlier = Counters()
+        self._threads = trio.CapacityLimiter(1)
+        self._wake = trio.Event()
+        self._grown = trio.Event()
+        self._wanted_record = 0
+        self._growth_retry = 0.0
+        self._cleared_while_copying = False
+        self._resizing = trio.Lock()
+        self._sweep_at = 0
+        self._left: list[Left] = []
+        if self._wanted_limits(settings) is not None:
+            self._wake.set()
+
+    @property
+    def epoch(self) -> int:
+        return int(self.store.memory.words[L.W_EPOCH])
+
+    @property
+    def counters(self) -> Counters:
+        """What happened to the stores since the daemon started."""
+        return _sum(self._earlier, self.store.counters)
+
+    @property
+    def allocated(self) -> tuple[int, int]:
+        """Bytes: the store in service can hold, and its file takes."""
+        return self.store.max_bytes, self.store.memory.size
+
+    def room(self) -> int:
+        """Bytes that `cache.max_bytes` can be raised to on this host."""
+        return room(self.path.parent, already=self.store.memory.size)
+
+    # ── changes
+
+    def check_room(self) -> None:
+        """Raise Growing while nothing can be put."""
+        if self.hollow:
+            raise Growing(
+                BUSY, "the store is giving memory back", field="value", hint="try again in a second"
+            )
+
+    def clear(self) -> int:
+        """Drop every entry in one step; how many there were."""
+        self._cleared_while_copying = self.copying
+        return self.store.clear()
+
+    async def wait_grown(self) -> None:
+        """Wait, after Growing, for the growth that was asked for; a second try tells how it went.
+
+        Returns after GROWTH_WAIT seconds at the latest.
+        """
+        with trio.move_on_after(GROWTH_WAIT):
+            await self._grown.wait()
+
+    def grow_if_full(self) -> None:
+        """Have the store grow when it is about to be full and may."""
+        store = self.store
+        if store.live_bytes > GROW_AT * store.max_bytes < self.settings.max_bytes:
+            self._wake.set()
+
+    def refuse_large(self, key: bytes, payload: bytes, error: TooLarge) -> NoReturn:
+        """Raise for an entry that the store cannot hold: Growing when it will, else too_large."""
+        size = L.RECORD_OVERHEAD + len(key) + len(payload)
+        if size <= self.largest_record() and trio.current_time() < self._growth_retry:
+            raise WireError(
+                TOO_LARGE,
+                f"the entry has {len(payload)} bytes encoded; {self.failed}",
+                field="value",
+                hint="make room there, or name another cache.store_dir",
+            ) from error
+        if size <= self.largest_record():
+            self._wanted_record = max(self._wanted_record, size)
+            self._wake.set()
+            raise Growing(
+                BUSY,
+                f"the store is growing to hold an entry of {len(payload)} bytes",
+                field="value",
+                hint="try again in a second",
+            ) from error
+        limit = self.largest_record() - L.RECORD_OVERHEAD - len(key)
+        raise WireError(
+            TOO_LARGE,
+            f"the entry has {len(payload)} bytes encoded; the limit is {limit}",
+            field="value",
+            hint="raise cache.max_bytes: an entry may take a sixteenth of the main ring",
+        ) from error
+
+    def largest_record(self) -> int:
+        """Bytes of the largest record that the store holds once it has its full size."""
+        return Geometry.for_limits(1, self.settings.max_bytes).max_record
+
+    def rebuild(self, error: Damaged) -> None:
+        """Begin anew with an empty store after a fault in the one that is there."""
+        log.error("cache.damaged", reason=str(error), entries_lost=self.store.entries)
+        self.store.clear()
+
+    # ── life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the readers' deadline, drop what expired, and grow, until cancelled."""
+        while (left := self._ready_at - boot_clock()) > 0:
+            # Readers of a store that has vanished may be trusting it: until they cannot, nothing
+            # that this daemon would acknowledge is true for them.
+            log.info("cache.waits_for_readers", seconds=round(left / 1e9, 3))
+            await trio.sleep(left / 1e9)
+        async with trio.open_nursery() as nursery:
+            self._beat()
+            nursery.start_soon(self._grow_when_full)
+            task_status.started()
+            while True:
+                await trio.sleep(HEARTBEAT)
+                self._beat()
+                self._reap()
+                if self.hollow and not self._resizing.locked():
+                    await self._refill()
+                await self._release_left(trio.current_time())
+
+    def _beat(self) -> None:
+        self.store.memory.words[_alive_word(self.epoch)] = boot_clock() + ALIVE_NS
+
+    def _reap(self) -> None:
+        """Take out what expired, a few hundred slots at a time."""
+        store = self.store
+        if not store.entries:
+            return
+        now = boot_clock()
+        entries, self._sweep_at = store.sweep(self._sweep_at, SWEEP_SLOTS)
+        for entry in entries:
+            if entry.expires <= now:
+                store.drop_expired(entry)
+
+    async def _release_left(self, now: float) -> None:
+        """Free the stores that were left and whose time is over."""
+        epochs = [each.reply.epoch for each in self.clients.attached.values()]
+        oldest = min(epochs, default=self.epoch)
+        for left in [each for each in self._left if each.is_due(now, oldest)]:
+            if left not in self._left:
+                # Another task was faster.
+                continue
+            self._left.remove(left)
+            # Some 10 ms for each 100 MiB: not on the loop. What was begun is not left undone.
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(self._release, left.store, limiter=self._threads)
+
+    @staticmethod
+    def _release(store: Store) -> None:
+        """Free a store that was left: on a tmpfs its pages are memory."""
+        store.memory.release_pages()
+        store.close()
+
+    def close(self) -> None:
+        """Tell readers that nobody keeps this store, and let go of it; the file stays."""
+        words = self.store.memory.words
+        words[_alive_word(self.epoch)] = 0
+        # Where it cannot be said the next daemon waits a second if the store is gone by then.
+        with suppress(OSError):
+            self._trace.write(running=False)
+        self.clients.close()
+        for left in self._left:
+            self._release(left.store)
+        self.store.close()
+        os.close(self._lock_fd)
+
+    # ── another size
+
+    async def reconfigure(self, settings: CacheSettings) -> None:
+        """Go by other settings, the store moved to its new limits when this returns.
+
+        Stored entries keep their time to live. Raises OSError when the store cannot be moved;
+        the settings are the old ones then.
+        """
+        async with self._resizing:
+            wanted = self._wanted_limits(settings)
+            if wanted is not None:
+                await self.resize(*wanted)
+            before, self.settings = self.settings, settings
+            self.failed, self._growth_retry = None, 0.0
+            told = (before.default_ttl, before.compression, before.max_bytes)
+            if told != (settings.default_ttl, settings.compression, settings.max_bytes):
+                self._renew_epoch()
+
+    def _renew_epoch(self) -> None:
+        """Have every process attach again, so that it is told what it goes by."""
+        words, epoch = self.store.memory.words, self.epoch
+        words[L.W_EPOCH] = epoch + 1
+        self._beat()
+        words[_alive_word(epoch)] = 0
+
+    async def _grow_when_full(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            async with self._resizing:
+                wanted = self._wanted_limits(self.settings)
+                if wanted is not None and trio.current_time() >= self._growth_retry:
+                    await self._try_to_grow(*wanted)
+            self._grown.set()
+            self._grown = trio.Event()
+
+    async def _try_to_grow(self, max_entries: int, max_bytes: int) -> None:
+        try:
+            await self.resize(max_entries, max_bytes)
+            self.failed, self._growth_retry = None, 0.0
+        except OSError as error:
+            self.failed = (
+                f"the store stays at {self.store.max_bytes} bytes: "
+                f"{error.strerror} in {self.path.parent}"
+            )
+            self._growth_retry = trio.current_time() + RETRY_GROWTH
+            log.warning("cache.growth_failed", reason=self.failed)
+
+    def _wanted_limits(self, settings: CacheSettings) -> tuple[int, int] | None:
+        """The limits (entries, bytes) that the store should have, when it has others."""
+        store = self.store
+        size = store.max_bytes
+        if store.live_bytes > GROW_AT * size:
+            size *= 4 if boot_clock() - self._in_service_since < SOON * 1e9 else 2
+        while Geometry.for_limits(1, size).max_record < self._wanted_record:
+            size *= 2
+        wanted = settings.max_size, min(size, settings.max_bytes)
+        return wanted if wanted != (store.max_entries, store.max_bytes) else None
+
+    async def resize(self, max_entries: int, max_bytes: int) -> None:
+        """Move to a store of other limits, as `_move`, making room for it where that is short.
+
+        What has to leave for smaller limits leaves first. Where memory is short, that of the
+        entries that left is given back before the new store takes its own; puts wait meanwhile.
+        Raises OSError; the store is in service with its entries then.
+        """
+        store = self.store
+        if max_entries >= store.max_entries and max_bytes >= store.max_bytes:
+            await self._move(max_entries, max_bytes)
+            return
+        limits = store.max_entries, store.max_bytes
+        await self._in_slices(store, store.shrink(max_entries, max_bytes, boot_clock()))
+        needed = Geometry.for_limits(max_entries, max_bytes).file_bytes + MARGIN
+        folder = self.path.parent
+        try:
+            if headroom(folder) < needed:
+                await self._release_left(math.inf)
+            if headroom(folder) >= needed:
+                await self._move(max_entries, max_bytes)
+            else:
+                self.hollow = True
+                await trio.to_thread.run_sync(store.punch, limiter=self._threads)
+                await self._move(max_entries, max_bytes)
+                self._filled()
+            # Who gives memory back wants it now.
+            self._left[-1] = self._left[-1]._replace(at_last=trio.current_time() + RELEASE_SOON)
+        finally:
+            if self.store is store:
+                store.max_entries, store.max_bytes = limits
+                with trio.CancelScope(shield=True):
+                    await self._refill()
+
+    async def _refill(self) -> None:
+        """Allocate again what was given back. Until that can be done puts are refused."""
+        if not self.hollow:
+            return
+        try:
+            await trio.to_thread.run_sync(Memory.refill, self.path, limiter=self._threads)
+        except OSError as error:
+            self.failed = f"the store cannot take entries: {error.strerror} in {self.path.parent}"
+        else:
+            self.failed = None
+            self._filled()
+
+    def _filled(self) -> None:
+        self.hollow = False
+        self._grown.set()
+        self._grown = trio.Event()
+
+    async def _move(self, max_entries: int, max_bytes: int) -> None:
+        """Move to a store of other limits, entries, order and remaining lifetimes kept.
+
+        Readers use the old store until the new one is complete, then attach again. Raises
+        OSError when the file system cannot hold both for the moment; nothing has changed then.
+        """
+        new_path = self.path.with_name("store.new")
+        epoch = self.epoch + 1
+
+        def create() -> Store:
+            new_path.unlink(missing_ok=True)
+            memory = Memory.create(new_path, max_entries, max_bytes, epoch=epoch)
+            return Store(memory, self.store.departures)
+
+        target = await trio.to_thread.run_sync(create, limiter=self._threads)
+        old = self.store
+        try:
+            await self._copy(old, target)
+            store_fd = _read_only(new_path)
+        except BaseException:
+            old.journal = None
+            self.copying = False
+            target.close()
+            new_path.unlink(missing_ok=True)
+            raise
+        # From here to the end nothing awaits. The rename is the moment at which a restart would
+        # find the new store.
+        new_path.rename(self.path)
+        self.store = target
+        self._in_service_since = boot_clock()
+        self.clients.move_to(target, store_fd)
+        self._beat()
+        old.memory.words[_alive_word(epoch - 1)] = 0
+        self._earlier = _sum(self._earlier, old.counters)
+        target.counters = Counters()
+        self._sweep_at = 0
+        self._wanted_record = 0
+        log.info(
+            "cache.resized", max_bytes=max_bytes, max_entries=max_entries, entries=target.entries
+        )
+        now = trio.current_time()
+        self._left.append(Left(old, epoch - 1, now + RELEASE_SOON, now + RELEASE_AFTER))
+
+    async def _copy(self, old: Store, target: Store) -> None:
+        """Copy in slices, then what changed meanwhile, in rounds until the last is short."""
+        while True:
+            journal: set[bytes] = set()
+            old.journal = journal
+            self.copying, self._cleared_while_copying = True, False
+            await self._in_slices(old, copy_entries(old, target, boot_clock()))
+            while not self._cleared_while_copying and len(old.journal) > LAST_ROUND:
+                journal, old.journal = old.journal, set()
+                await self._in_slices(old, settle(old, target, journal, boot_clock()))
+            self.copying = False
+            if not self._cleared_while_copying:
+                # Nothing awaits from here until the new store is in service.
+                for _ in settle(old, target, old.journal, boot_clock()):
+                    pass
+                return
+            target.clear()
+
+    async def _in_slices(self, old: Store, work: Iterator[None]) -> None:
+        """Run work for a while at a time, longer when the old store is about to be full."""
+        deadline = trio.current_time() + SLICE
+        for _ in work:
+            if self._cleared_while_copying:
+                return
+            if trio.current_time() >= deadline:
+                await trio.lowlevel.checkpoint()
+                hurry = old.live_bytes > HURRY_AT * old.max_bytes or len(old.journal or ()) > HURRY
+                deadline = trio.current_time() + (LONG_SLICE if hurry else SLICE)
+
+
+def _alive_word(epoch: int) -> int:
+    return L.W_ALIVE + epoch % L.ALIVE_WORDS
+
+
+def _read_only(path: Path) -> int:
+    """A descriptor that can be handed to any process: it cannot be reopened for writing there."""
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _sum(first: Counters, second: Counters) -> Counters:
+    return Counters(**{name: value + getattr(second, name) for name, value in vars(first).items()})
