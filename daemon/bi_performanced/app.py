@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -22,10 +23,10 @@ import trio
 
 from bi_performance_wire import __version__
 from bi_performance_wire.address import NAME, runtime_folder, too_long
-from bi_performance_wire.errors import WireError
+from bi_performance_wire.streams import complain
 from bi_performanced.advice.choice import Kept
 from bi_performanced.advice.component import Advisor
-from bi_performanced.advice.tuner import Part, Planner, Tuner, restore
+from bi_performanced.advice.tuner import Part, Plan, Planner, Tuner, restore
 from bi_performanced.cache.component import Cache
 from bi_performanced.config import Settings
 from bi_performanced.config.limits import room
@@ -48,6 +49,10 @@ BACKLOG = 65_535
 """Connections that wait to be accepted: the kernel takes net.core.somaxconn of them."""
 LAST_RESORT = 1.5
 """Seconds after `shutdown_timeout` at which the process ends itself, whatever hangs."""
+
+SAME_ORDER = 1.0
+"""Seconds within which a second signal is the first one over again: timeout(1) and terminals
+signal the process and its group."""
 
 
 class StartError(Exception):
@@ -190,15 +195,28 @@ class App:
         self._inherited_http = inherited.get("http")
         self._control = ControlSocket(places.socket_path, inherited.get("control"))
         try:
-            self._cache = Cache.open(
-                plan.settings.cache,
-                runtime_dir=places.runtime,
-                state_dir=places.state,
-                mode=settings.mode,
-            )
-        except WireError:
+            self._build(settings, places, planner, kept, plan, trouble)
+        except BaseException:
+            # Nobody would listen there.
             self._control.close()
             raise
+
+    def _build(
+        self,
+        settings: Settings,
+        places: Places,
+        planner: Planner,
+        kept: Kept,
+        plan: Plan,
+        trouble: str | None,
+    ) -> None:
+        """The parts behind the control socket."""
+        self._cache = Cache.open(
+            plan.settings.cache,
+            runtime_dir=places.runtime,
+            state_dir=places.state,
+            mode=settings.mode,
+        )
         self._broker = Broker()
         self._monitor = Monitor(plan.settings.monitoring, self._cache, places.state)
         parts: dict[str, Part] = {"cache": self._cache, "monitoring": self._monitor}
@@ -269,6 +287,7 @@ class App:
                     entries=self._cache.recovered,
                 )
                 self._notifier.ready(f"serving on {self._control.path}")
+                self._tell_the_terminal()
                 await self._stopping.wait()
                 self._notifier.stopping()
                 log.info("daemon.stopping", timeout_seconds=seconds)
@@ -279,6 +298,12 @@ class App:
                 fronts.cancel_scope.deadline = trio.current_time() + seconds
                 stopping.start_soon(self._abort_writes, fronts.cancel_scope.deadline)
             stopping.cancel_scope.cancel()
+
+    def _tell_the_terminal(self) -> None:
+        """One line for the person who started this by hand, whose log is in a file."""
+        if sys.stderr is not None and sys.stderr.isatty():
+            url = f" and {self._http.url}" if self._http.url else ""
+            complain("bi-performanced", f"serving on {self._control.path}{url}")
 
     async def _abort_writes(self, deadline: float) -> None:
         """At the deadline, end the writes that shield themselves from cancellation."""
@@ -291,14 +316,16 @@ class App:
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with trio.open_signal_receiver(*wanted) as signals:
             task_status.started()
+            told = 0.0
             async for number in signals:
                 if number == signal.SIGHUP:
                     self._reload()
-                elif self._stopping.is_set():
+                elif not self._stopping.is_set():
+                    told = trio.current_time()
+                    self._stopping.set()
+                elif trio.current_time() - told >= SAME_ORDER:
                     log.warning("daemon.stopping_at_once")
                     os._exit(1)
-                else:
-                    self._stopping.set()
 
     def _reload(self) -> None:
         self._notifier.reloading()

@@ -24,6 +24,7 @@ from bi_performance_wire.commands import COMMANDS
 from bi_performanced.dispatch import Dispatcher, IncompleteTable
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
+from support.terminal import Session
 
 PROGRAM = [sys.executable, "-m", "bi_performanced.main"]
 
@@ -104,8 +105,76 @@ def test_a_second_signal_ends_it_at_once(daemon: DaemonProcess) -> None:
             lambda: any(each["event"] == "daemon.stopping" for each in daemon.log_events()),
             what="the stop",
         )
+
+        def ended() -> bool:
+            assert daemon.process is not None
+            if daemon.process.poll() is None:
+                daemon.signal(signal.SIGTERM)
+                return False
+            return True
+
+        # Less than shutdown_timeout; what comes within a second is the same order.
+        wait_until(ended, within=6, what="the end")
+        assert daemon.process.returncode in (0, 1)
+
+
+def test_two_signals_at_once_are_one_order(daemon: DaemonProcess) -> None:
+    """As timeout(1) sends them, and a terminal whose shell passes them on."""
+    assert daemon.process is not None
+    with RawClient(daemon.socket) as client:
+        assert client.result("ping") is True
+        daemon.signal(signal.SIGSTOP)
         daemon.signal(signal.SIGTERM)
-        assert daemon.process.wait(5) in (0, 1)
+        daemon.signal(signal.SIGINT)
+        daemon.signal(signal.SIGCONT)
+        assert daemon.process.wait(12) == 0
+    assert not daemon.socket.exists()
+    assert daemon.log_events()[-1]["event"] == "daemon.stopped"
+
+
+BROKEN = """
+import sys
+import bi_performanced.app as app
+
+def open(*_, **__):
+    raise RuntimeError("odd")
+
+app.Cache.open = open
+from bi_performanced.main import main
+sys.exit(main())
+"""
+
+
+def test_a_start_that_fails_leaves_no_socket(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN, "--state-dir", str(tmp_path / "state"), "--http", "off"],
+        cwd=tmp_path,
+        env={**os.environ, "RUNTIME_DIRECTORY": str(tmp_path / "run")},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1 and "RuntimeError: odd" in done.stderr
+    assert not (tmp_path / "run" / "control.sock").exists()
+
+
+def test_a_person_who_starts_it_is_told_where_it_serves(tmp_path: Path) -> None:
+    command = [*PROGRAM, "--state-dir", str(tmp_path / "state"), "--http", "127.0.0.1:0"]
+    log = tmp_path / "log"
+    env = {"RUNTIME_DIRECTORY": str(tmp_path / "run")}
+    with Session([*command, "--log-file", str(log)], columns=200, env=env) as terminal:
+        text = terminal.wait_for(lambda text: "serving on" in text)
+        assert f"serving on {tmp_path / 'run' / 'control.sock'} and http://127.0.0.1:" in text
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.end() == 0
+        assert len(terminal.raw.splitlines()) == 1
+
+
+def test_what_is_no_terminal_is_told_nothing(daemon: DaemonProcess) -> None:
+    assert daemon.process is not None and daemon.process.stdout is not None
+    daemon.signal(signal.SIGTERM)
+    assert daemon.process.wait(12) == 0
+    assert daemon.process.stdout.read() == b""
 
 
 def test_requests_in_flight_are_answered_before_the_end(daemon: DaemonProcess) -> None:

@@ -189,7 +189,9 @@ for the same. `REDIS_ENABLED=true` without a URL means `redis://localhost:6379/0
 Redis off whatever the URL says. Sizes are bytes, or as `64 MiB` (also `64M`; `MB` and `GB` are
 decimal). Secrets and passwords in URLs are
 shown nowhere. A second daemon of the same user needs a `socket.path`, a `cache.store_dir`, a
-`state_dir` and an `http.listen` of its own.
+`state_dir` and an `http.listen` of its own. The empty files `control.sock.lock` and `store.lock`
+say by a lock whose the socket and the store are. They stay when a daemon ends or could not start,
+and hinder nobody: removing one while another daemon is opening it would let two take the same.
 
 ```yaml
 performance:

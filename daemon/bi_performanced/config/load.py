@@ -69,7 +69,8 @@ files:
   config/performance.example.toml explains every key.
 
 signals:
-  SIGTERM, SIGINT   stop: requests in flight are answered, then the daemon ends
+  SIGTERM, SIGINT   stop: requests in flight are answered, then the daemon ends;
+                    again, a second later or more: it ends at once
   SIGHUP            open the log file anew
 
 exit status:
