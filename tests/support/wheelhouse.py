@@ -35,7 +35,7 @@ def pinned(root: Path, extra: str) -> list[str]:
             continue
         needed.setdefault(name, set()).update(one.extras)
         waiting += _of(name, needed[name])
-    # Without a version: what only Debian's Python needs, as async-timeout before 3.11.3.
+    # Without a version: what constraints.txt does not name, as some of what makes the wheel.
     return sorted(f"{name}=={versions[name]}" if name in versions else name for name in needed)
 
 
