@@ -59,7 +59,10 @@ def show(name: str, result: Any, console: Console) -> None:
             text = key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
             console.say(visible(text))
         if result["truncated"]:
-            raise_note(out, f"… more than these {len(result['keys'])}; --limit N shows more")
+            raise_note(
+                out,
+                f"… more than these {len(result['keys'])}; a larger --limit or a --pattern shows others",
+            )
     elif name == "cache.clear":
         done = "would clear" if result.get("dry_run") else "cleared"
         console.say(f"{done} {count(result['cleared'], 'entry', 'entries')}")

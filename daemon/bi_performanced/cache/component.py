@@ -414,5 +414,5 @@ def check_key(key: bytes) -> None:
             INVALID_ARGUMENT,
             f"a key has 1 to {MAX_KEY_BYTES} bytes, this one {len(key)}",
             field="key",
-            hint="use a digest of a longer key",
+            hint="use a digest of a longer key" if key else None,
         )
