@@ -245,11 +245,25 @@ class App:
             settings.http, dispatcher, self._unready, self._broker
         )
         self._stopping = trio.Event()
+        self._told_to_stop = False
         _say_what_waits(settings, places)
 
     def run(self) -> None:
         """Serve until told to stop."""
-        trio.run(self._main, strict_exception_groups=True)
+        # Beneath trio's receiver, which is open while the loop serves: an order that came before is
+        # carried out then, and one that comes again while everything is put away does not kill.
+        orders = (signal.SIGTERM, signal.SIGINT)
+        for number in orders:
+            signal.signal(number, self._told_outside)
+        try:
+            trio.run(self._main, strict_exception_groups=True)
+        finally:
+            # The interpreter takes back every handler at its end, but not this.
+            for number in orders:
+                signal.signal(number, signal.SIG_IGN)
+
+    def _told_outside(self, number: int, frame: object) -> None:
+        self._told_to_stop = True
 
     async def _main(self) -> None:
         self._facts.started_at = trio.current_time()
@@ -315,6 +329,8 @@ class App:
     ) -> None:
         wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         with trio.open_signal_receiver(*wanted) as signals:
+            if self._told_to_stop:
+                self._stopping.set()
             task_status.started()
             told = 0.0
             async for number in signals:

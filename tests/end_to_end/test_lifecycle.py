@@ -132,6 +132,17 @@ def test_two_signals_at_once_are_one_order(daemon: DaemonProcess) -> None:
     assert daemon.log_events()[-1]["event"] == "daemon.stopped"
 
 
+def test_a_signal_that_comes_while_it_puts_things_away_does_not_kill(
+    daemon: DaemonProcess,
+) -> None:
+    assert daemon.process is not None
+    while daemon.process.poll() is None and daemon.socket.exists():
+        daemon.signal(signal.SIGTERM)
+    assert daemon.process.wait(12) == 0
+    assert not daemon.socket.exists()
+    assert daemon.log_events()[-1]["event"] == "daemon.stopped"
+
+
 BROKEN = """
 import sys
 import bi_performanced.app as app
