@@ -113,7 +113,7 @@ class _progress:
         if not console.json:
             from rich.progress import Progress
 
-            from bi_performance_ctl.render.tables import terminal
+            from bi_performance_ctl.render.paper import terminal
 
             out = terminal(console)
             if out.is_terminal:
@@ -132,8 +132,8 @@ class _progress:
 
 
 def _table(rows: list[dict[str, Any]], console: Console) -> None:
+    from bi_performance_ctl.render.paper import plain_table, terminal
     from bi_performance_ctl.render.prose import fold_parts
-    from bi_performance_ctl.render.tables import plain_table, terminal
 
     numbers = ("times", "p50", "p95", "p99", "keys/s")
     table = plain_table("operation", *numbers, right=numbers)

@@ -58,7 +58,7 @@ def _once(console: Console) -> None:
         console.document(view.document())
         return
     from bi_performance_ctl.render.monitor import report
-    from bi_performance_ctl.render.tables import terminal
+    from bi_performance_ctl.render.paper import terminal
 
     terminal(console).print(report(view, console.columns or WIDTH))
 
@@ -91,7 +91,7 @@ def _pause(seconds: float) -> None:
 
 def _live(interval: float, console: Console) -> int:
     from bi_performance_ctl.render.monitor import screen
-    from bi_performance_ctl.render.tables import terminal
+    from bi_performance_ctl.render.paper import terminal
     from bi_performance_ctl.screen import Ended, Quit, Screen
 
     watcher = Watcher(console, drive)

@@ -188,7 +188,7 @@ def _processes(found: list[dict[str, Any]], console: Console) -> Iterator[str | 
             )
             yield from fold(figures, "    ", console)
         return
-    from bi_performance_ctl.render.tables import plain_table
+    from bi_performance_ctl.render.paper import plain_table
 
     titles = ("  name", "pid", "hits", "hit rate", "CPU", "resident", "by share", "threads")
     table = plain_table(*titles, right=titles[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -11,28 +10,13 @@ from rich.text import Text
 
 from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.metrics import cache, metrics
+from bi_performance_ctl.render.paper import plain_table, terminal
 from bi_performance_ctl.render.prose import fold, pairs
 from bi_performance_ctl.render.units import UNKNOWN, count, setting
 from bi_performance_wire.streams import visible
 
 NARROW = 100
 """Columns below which a table of four is harder to read than lines."""
-
-
-def terminal(console: Console) -> Terminal:
-    """rich's console, told what ours knows; plain text is never folded when it goes to a file."""
-    made = Terminal(no_color=not console.color, highlight=False, soft_wrap=True)
-    if not made.is_terminal:
-        made.width = 200
-    return made
-
-
-def plain_table(*columns: str, right: Collection[str] = ()) -> Table:
-    """A table without lines; the columns of `right` are numbers."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="right" if column in right else "left")
-    return table
 
 
 def show(name: str, result: Any, console: Console) -> None:
@@ -61,7 +45,7 @@ def show(name: str, result: Any, console: Console) -> None:
         if result["truncated"]:
             raise_note(
                 out,
-                f"… more than these {len(result['keys'])}; a larger --limit or a --pattern shows others",
+                f"… more than these {len(result['keys'])}; a larger --limit or a --pattern shows more",
             )
     elif name == "cache.clear":
         done = "would clear" if result.get("dry_run") else "cleared"

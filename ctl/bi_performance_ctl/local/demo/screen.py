@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from bi_performance_ctl.console import Console
+from bi_performance_ctl.render.paper import plain_table, terminal
 from bi_performance_ctl.render.status import status as status_text
-from bi_performance_ctl.render.tables import plain_table, terminal
 from bi_performance_ctl.render.units import size
 
 
