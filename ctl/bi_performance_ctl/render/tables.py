@@ -43,9 +43,9 @@ def show(name: str, result: Any, console: Console) -> None:
             text = key if isinstance(key, str) else key.decode("utf-8", "backslashreplace")
             console.say(visible(text))
         if result["truncated"]:
+            shown = len(result["keys"])
             raise_note(
-                out,
-                f"… more than these {len(result['keys'])}; a larger --limit or a --pattern shows more",
+                out, f"… more than these {shown}; a larger --limit or a --pattern shows more"
             )
     elif name == "cache.clear":
         done = "would clear" if result.get("dry_run") else "cleared"
