@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,18 @@ def test_a_stop_ends_streams_in_time(daemon: DaemonProcess) -> None:
         assert daemon.stop() == 0
         assert stream.block() is None, "the stream ends as it should, not in the middle"
     assert daemon.log_events()[-1]["event"] == "daemon.stopped"
+
+
+def test_a_stop_does_not_wait_for_a_client_that_keeps_its_connection(daemon: DaemonProcess) -> None:
+    with Stream(daemon) as stream:
+        assert stream.block() is not None
+        stopped = threading.Thread(target=daemon.stop)
+        stopped.start()
+        assert stream.block() is None
+        # Nothing but the daemon closes here: within its own deadline it would be cut, not ended.
+        assert stream.socket.recv(1) == b""
+        stopped.join()
+    assert "daemon.stop_forced" not in {each["event"] for each in daemon.log_events()}
 
 
 def test_a_foreign_page_gets_no_events(daemon: DaemonProcess) -> None:

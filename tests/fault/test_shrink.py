@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,6 +16,7 @@ import pytest
 
 from bi_performance.client import SyncCache
 from bi_performance.optimizer import PerformanceOptimizer
+from support.cgroup import memory_group
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
 
@@ -169,3 +172,45 @@ def moved(cache: SyncCache, place: Path) -> bool:
     """Whether the earlier stores are gone; a process moves when it reads."""
     cache.get("any")
     return room(place) > 240 * MIB
+
+
+@pytest.mark.root
+def test_a_store_does_not_grow_where_others_would_be_killed_for_it(tmp_path: Path) -> None:
+    """In a control group that has no room for it the store stays, whatever the settings say."""
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as store,
+        memory_group(300 * MIB) as group,
+        group.ballast(130 * MIB),
+    ):
+        (tmp_path / "config").mkdir()
+        (tmp_path / "config" / "performance.toml").write_text(
+            f'[performance.cache]\nstore_dir = "{store}"\nmax_bytes = "1 GiB"\n'
+        )
+        command = (*group.shell, sys.executable, "-m", "bi_performanced.main")
+        with DaemonProcess(tmp_path, python="sh", program=command) as daemon:
+            optimizer = PerformanceOptimizer(str(daemon.socket))
+            cache = optimizer.sync.cache
+            for number in range(1000):
+                value = os.urandom(SIZE - 1000)
+                assert cache.set(f"page:{number}", value)
+            with RawClient(daemon.socket, timeout=60) as client:
+                part = client.result("status")["components"]["cache"]
+                assert part["status"] == "degraded" and "not enough memory" in part["reason"]
+                error = client.error("server.adjust", setting="cache.max_size", value=50_000_000)
+                assert error["code"] == "unavailable" and "nothing was changed" in error["message"]
+            assert cache.get("page:999") == value
+            # What is kept and configured is no more than that at the next start either.
+            daemon.restart()
+            assert cache.set("after", 1) and cache.get("after") == 1
+            optimizer.close()
+
+
+@pytest.mark.root
+def test_many_changes_of_size_do_not_fill_the_file_system(tmp_path: Path) -> None:
+    with small_host(tmp_path) as (daemon, place), RawClient(daemon.socket, timeout=60) as client:
+        attached = PerformanceOptimizer(str(daemon.socket))
+        assert attached.sync.cache.get("nothing") is None
+        for number in range(30):
+            client.result("server.adjust", setting="cache.max_size", value=10_001 + number)
+        assert room(place) > 150 * MIB
+        attached.close()

@@ -60,12 +60,12 @@ def test_the_shipped_profiles_are_the_three_and_say_why_of_each_setting() -> Non
         ),
         (
             'summary = "x"\n[settings."cache.default_ttl"]\nunit = "s"\nreason = "r"',
-            "either a value or a scale",
+            "one of value, at_least, at_most, and scale",
         ),
         (
             'summary = "x"\n[settings."cache.default_ttl"]\nvalue = 1\nscale = 2\nunit = "s"\n'
             'reason = "r"',
-            "either a value or a scale",
+            "one of value, at_least, at_most, and scale",
         ),
         (
             'summary = "x"\n[settings."cache.default_ttl"]\nvalue = -1\nunit = "s"\nreason = "r"',
@@ -86,7 +86,7 @@ def test_the_shipped_profiles_are_the_three_and_say_why_of_each_setting() -> Non
         ),
         (
             'summary = "x"\n[settings."cache.compression"]\nscale = 2\nreason = "r"',
-            "only a number can be scaled",
+            "only a number can be scaled or bounded",
         ),
         (
             'summary = "x"\n[settings."cache.max_size"]\nscale = nan\nunit = "entries"\n'
@@ -170,6 +170,15 @@ def test_a_scale_keeps_to_the_bounds_and_the_room_of_the_host() -> None:
     assert tight.plan(Choice("performance_focused")).settings.cache.max_bytes == 80 << 20
     full = planner(configured(max_bytes=64 << 20), room=4 << 20)
     assert full.plan(Choice("performance_focused")).settings.cache.max_bytes == 64 << 20
+
+
+def test_a_profile_does_not_turn_round_what_is_configured_farther_already() -> None:
+    longer = planner(configured(default_ttl=100_000.0)).plan(Choice("performance_focused"))
+    assert longer.settings.cache.default_ttl == 100_000
+    settings = configured()
+    monitoring = dataclasses.replace(settings.monitoring, metrics_interval=5.0)
+    closer = planner(dataclasses.replace(settings, monitoring=monitoring))
+    assert closer.plan(Choice("memory_focused")).settings.monitoring.metrics_interval == 5
 
 
 def test_a_single_setting_lies_over_the_profile() -> None:
@@ -370,11 +379,35 @@ def test_a_caller_that_goes_away_in_the_middle_changes_nothing(tmp_path: Path) -
     trio.run(main)
 
 
+def test_changes_beyond_a_few_that_wait_are_told_busy(tmp_path: Path) -> None:
+    async def main() -> None:
+        tuned = Tuned(tmp_path)
+        tuned.cache.hold = trio.Event()
+        told: list[str] = []
+
+        async def change(profile: str) -> None:
+            try:
+                await tuned.tuner.optimize(profile)
+                told.append("done")
+            except WireError as error:
+                told.append(error.code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(change, "memory_focused")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert told == ["busy"] * 11
+            tuned.cache.hold.set()
+        assert told.count("done") == 9
+
+    trio.run(main)
+
+
 def test_changes_are_carried_out_one_after_the_other(tmp_path: Path) -> None:
     async def main() -> None:
         tuned = Tuned(tmp_path)
         async with trio.open_nursery() as nursery:
-            for profile in ("memory_focused", "performance_focused", "balanced") * 5:
+            for profile in ("memory_focused", "performance_focused", "balanced") * 3:
                 nursery.start_soon(tuned.tuner.optimize, profile)
         assert tuned.kept.read().profile == tuned.tuner.profile
         plan = planner().plan(Choice(tuned.tuner.profile))

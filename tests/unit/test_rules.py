@@ -13,6 +13,7 @@ from bi_performanced.advice.catalog import LIVE
 from bi_performanced.advice.rules import MIN_READS, MIN_SETS, RULES, Finding
 from bi_performanced.advice.window import HOST, Evidence
 from bi_performanced.cache.departures import KEPT, Departures, Tally, prefix_of
+from bi_performanced.cache.patterns import matcher
 from bi_performanced.config.overlay import ROWS
 from bi_performanced.config.parse import convert
 
@@ -48,6 +49,7 @@ def evidence(
         "departures": Tally(),
         "used": lambda prefix: used,
         "profile": "balanced",
+        "raised": frozenset(),
         "host": dict.fromkeys(HOST, [50.0] * 30)
         | {"pressure_memory_some_percent": [0.0] * 30}
         | {"cgroup_memory_bytes": [], "cgroup_memory_limit_bytes": []}
@@ -138,6 +140,26 @@ def test_a_peak_of_a_moment_is_no_pressure() -> None:
     assert found(evidence(host={"pressure_memory_some_percent": [50.0] * 29 + [0.0]})) == {}
 
 
+def test_pressure_that_was_told_of_is_over_only_well_below_the_limit() -> None:
+    nearly = {"memory_used_percent": [88.0] * 30}
+    assert found(evidence(host=nearly)) == {}
+    assert set(found(evidence(host=nearly, raised=frozenset({"memory.pressure"})))) == {
+        "memory.pressure"
+    }
+    calm = {"memory_used_percent": [84.0] * 30}
+    assert found(evidence(host=calm, raised=frozenset({"memory.pressure"}))) == {}
+
+
+def test_a_store_that_is_a_small_part_of_the_memory_is_not_given_up() -> None:
+    host = {"memory_used_percent": [95.0] * 30, "memory_total_bytes": [24e9] * 30}
+    assert found(evidence(host=host))["memory.pressure"].command == "bi-performance metrics"
+
+
+def test_nobody_is_told_to_keep_more_while_memory_is_short() -> None:
+    seen = few(CASES["cache.too_small"], host=CASES["memory.pressure"].host)
+    assert set(found(seen)) == {"memory.pressure"}
+
+
 def test_the_control_group_s_limit_counts_before_the_host_s() -> None:
     group = {"cgroup_memory_bytes": [95.0] * 12, "cgroup_memory_limit_bytes": [100.0] * 12}
     finding = found(evidence(host=group))["memory.pressure"]
@@ -178,8 +200,20 @@ def test_keys_of_which_some_are_read_are_left_alone() -> None:
 
 def test_a_pattern_is_taken_literally() -> None:
     finding = found(evidence(departures=unread("a[*]?:", 400), used=(100, 0)))["cache.never_read"]
-    assert shlex.split(finding.command)[-1] == "a[[][*]][?]:*"
+    assert shlex.split(finding.command)[-1] == "--pattern=a[[][*]][?]:*"
     assert finding.secret == "a[*]?:"
+
+
+def test_a_command_that_is_pasted_matches_the_keys_it_is_about() -> None:
+    for prefix in ("win\\path/", "-foo:", "a b:", "it's:", "$(x):", "ü:", "a[b:"):
+        seen = evidence(departures=unread(prefix, 400), used=(100, 0))
+        words = shlex.split(found(seen)["cache.never_read"].command)
+        assert words[:2] == ["bi-performance", "clear-cache"] and len(words) == 3
+        matches = matcher(words[2].removeprefix("--pattern="))
+        assert matches(f"{prefix}1".encode())
+        assert not matches(f"x{prefix}1".encode()) and not matches(b"other")
+    odd = evidence(departures=unread("a\x1b[:", 400), used=(100, 0))
+    assert found(odd) == {}, "what cannot be pasted as it is shown"
 
 
 @given(st.dictionaries(st.sampled_from(GROWN), st.integers(0, 10**9)), st.integers(0, 10**9))

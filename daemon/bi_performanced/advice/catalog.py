@@ -32,14 +32,17 @@ MOST: Final = 100
 """Profiles of one folder."""
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _MOST_SCALE: Final = 100
+_HOW: Final = ("value", "at_least", "at_most", "scale")
 
 
 class Aim(NamedTuple):
-    """What a profile makes of one setting: a value, or a multiple of the configured one."""
+    """What a profile makes of one setting."""
 
     key: str
+    how: str
+    """`value`; `at_least` or `at_most` that value, where the configured one is not so already; or
+    `scale`, a multiple of the configured one."""
     value: Any
-    scale: float | None
     reason: str
 
 
@@ -58,12 +61,16 @@ class Profile(NamedTuple):
 
 
 def _aimed(aim: Aim, settings: Settings, room: int) -> Any:
-    if aim.scale is None:
+    if aim.how == "value":
         return aim.value
     row = ROWS[aim.key]
     configured = value_of(settings, aim.key)
-    scaled = configured * aim.scale
-    if aim.key == "cache.max_bytes" and aim.scale > 1:
+    if aim.how == "at_least":
+        return max(configured, aim.value)
+    if aim.how == "at_most":
+        return min(configured, aim.value)
+    scaled = configured * aim.value
+    if aim.key == "cache.max_bytes" and aim.value > 1:
         scaled = max(configured, min(scaled, room))
     low, high = row.meta.low, row.meta.high
     scaled = max(scaled, low if low is not None else scaled)
@@ -128,12 +135,15 @@ def _aim(path: Path, key: str, given: Any) -> Aim:
     where = f"{path}: {key}"
     if not isinstance(given, Mapping):
         raise Problem(f"{where} must be a table with value or scale, unit and reason")
-    known = ("value", "scale", "unit", "reason")
+    known = (*_HOW, "unit", "reason")
     for name in given:
         if name not in known:
             raise Problem(f"{where}: unknown key {name}{nearest(name, known)}")
-    if ("value" in given) == ("scale" in given):
-        raise Problem(f"{where} must have either a value or a scale of the configured value")
+    how = [name for name in _HOW if name in given]
+    if len(how) != 1:
+        raise Problem(
+            f"{where} must have one of value, at_least, at_most, and scale of the configured value"
+        )
     unit = row.meta.unit
     if given.get("unit") != unit:
         wanted = "have no unit" if unit is None else f"have the unit {unit!r}"
@@ -141,13 +151,15 @@ def _aim(path: Path, key: str, given: Any) -> Aim:
     reason = given.get("reason")
     if not isinstance(reason, str) or not 0 < len(reason) <= 300:
         raise Problem(f"{where} must have a reason, a sentence")
-    if "scale" not in given:
-        return Aim(key, convert(row, given["value"], str(path)), None, reason)
-    scale = given["scale"]
+    if how == ["value"]:
+        return Aim(key, "value", convert(row, given["value"], str(path)), reason)
     if row.type not in ("int", "float"):
-        raise Problem(f"{where}: only a number can be scaled; give a value")
+        raise Problem(f"{where}: only a number can be scaled or bounded; give a value")
+    if how != ["scale"]:
+        return Aim(key, how[0], convert(row, given[how[0]], str(path)), reason)
+    scale = given["scale"]
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise Problem(f"{where}: scale must be a number, not {scale!r:.40}")
     if not 0 < scale <= _MOST_SCALE:
         raise Problem(f"{where}: scale must be more than 0 and at most {_MOST_SCALE}, not {scale}")
-    return Aim(key, None, float(scale), reason)
+    return Aim(key, "scale", float(scale), reason)

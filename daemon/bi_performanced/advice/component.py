@@ -75,7 +75,8 @@ class Advisor:
         """Run every rule once on what was measured so far."""
         assert self._window is not None
         tuner = self._tuner
-        self._seen = self._window.look(trio.current_time(), tuner.settings, tuner.profile)
+        raised = frozenset(self._found)
+        self._seen = self._window.look(trio.current_time(), tuner.settings, tuner.profile, raised)
         found = (rule(self._seen) for rule in self._rules)
         self._replace([finding for finding in found if finding is not None])
 

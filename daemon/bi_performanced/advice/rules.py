@@ -41,6 +41,10 @@ ROOM_TO_GROW: Final = 4
 large."""
 SMALLEST_STORE: Final = 4 << 20
 PRESSURE_SAMPLES: Final = 10
+CALM: Final = 0.94
+"""Times the limit, below which pressure that was told of is over."""
+WORTH: Final = 0.05
+"""Share of the memory that is short, from which the store is worth shrinking."""
 MEMORY_USED: Final = 90.0
 STALLED: Final = 10.0
 """Percent of the time in which some task waited for memory."""
@@ -87,6 +91,9 @@ def too_small(seen: Evidence) -> Finding | None:
         return None
     returns = grown["returns"] / inserts
     if seen.hit_rate >= GOOD_HIT_RATE or returns < RETURNS:
+        return None
+    if memory_pressure(seen) is not None:
+        # One thing at a time: what is short now is memory.
         return None
     evidence = _evidence(
         seen,
@@ -197,7 +204,10 @@ def never_read(seen: Evidence) -> Finding | None:
         shown = prefix.decode()
     except UnicodeDecodeError:
         return None
-    pattern = re.sub(r"([*?\[])", r"[\1]", shown) + "*"
+    if not shown.isprintable():
+        # It could not be pasted as it is shown.
+        return None
+    pattern = re.sub(r"([*?\[])", r"[\1]", shown.replace("\\", "\\\\")) + "*"
     return Finding(
         "cache.never_read",
         "info",
@@ -213,7 +223,7 @@ def never_read(seen: Evidence) -> Finding | None:
             prefix_entry_bytes=size // count,
         ),
         "Clear these keys, and do not store them, or for a shorter time.",
-        f"bi-performance clear-cache --pattern {shlex.quote(pattern)}",
+        f"bi-performance clear-cache --pattern={shlex.quote(pattern)}",
         "room for entries that are read: what leaves for them now stays",
         secret=shown,
     )
@@ -250,20 +260,18 @@ def _whole_mib(count: int) -> int:
 
 def memory_pressure(seen: Evidence) -> Finding | None:
     """The host, or the control group, is about to run out of memory."""
-    found = _pressed(seen.host)
+    found = _pressed(seen.host, raised="memory.pressure" in seen.raised)
     if found is None:
         return None
-    title, sample, figures = found
+    title, sample, figures, total = found
     evidence = _evidence(seen, sample, **figures, store_bytes=seen.store_bytes)
     evidence["window_seconds"] = sample
     focused = seen.max_bytes // 2
-    if (
-        seen.store_limit > SMALLEST_STORE
-        and seen.profile == "balanced"
-        and focused < seen.store_limit
-    ):
+    # A store that is a small part of what is short would be given up for nothing.
+    worth = seen.store_limit > SMALLEST_STORE and seen.store_bytes > WORTH * total
+    if worth and seen.profile == "balanced" and focused < seen.store_limit:
         command, left = "bi-performance optimize memory_focused", focused
-    elif seen.store_limit > SMALLEST_STORE:
+    elif worth:
         left = max(SMALLEST_STORE, seen.store_limit // 2)
         command = _set("cache.max_bytes", left)
     else:
@@ -288,25 +296,33 @@ def memory_pressure(seen: Evidence) -> Finding | None:
     )
 
 
-def _pressed(host: dict[str, list[float]]) -> tuple[str, int, dict[str, float]] | None:
-    """What is short, over how many samples, and the figures."""
+def _pressed(
+    host: dict[str, list[float]], *, raised: bool
+) -> tuple[str, int, dict[str, float], float] | None:
+    """What is short, over how many samples, the figures, and how much there is of it in bytes.
+
+    What was `raised` stays until it is well below the limit.
+    """
+    calm = CALM if raised else 1.0
+    total = host["memory_total_bytes"][-1] if host["memory_total_bytes"] else 0.0
     used, limits = host["cgroup_memory_bytes"], host["cgroup_memory_limit_bytes"]
     count = min(len(used), len(limits))
     if count >= PRESSURE_SAMPLES:
         pairs = zip(used[-PRESSURE_SAMPLES:], limits[-PRESSURE_SAMPLES:], strict=True)
         lately = min(100 * use / limit for use, limit in pairs)
-        if lately > MEMORY_USED:
+        if lately > calm * MEMORY_USED:
             title = f"the control group uses {lately:.0f} % of the memory it may"
             figures = {"cgroup_memory_used_percent": round(lately, 1)}
-            return title, PRESSURE_SAMPLES, figures | {"cgroup_memory_limit_bytes": limits[-1]}
+            figures["cgroup_memory_limit_bytes"] = limits[-1]
+            return title, PRESSURE_SAMPLES, figures, limits[-1]
     percents = host["memory_used_percent"][-PRESSURE_SAMPLES:]
-    if len(percents) == PRESSURE_SAMPLES and min(percents) > MEMORY_USED:
+    if len(percents) == PRESSURE_SAMPLES and min(percents) > calm * MEMORY_USED:
         figures = {"memory_used_percent": round(min(percents), 1)}
-        return f"{min(percents):.0f} % of the host's memory is used", len(percents), figures
+        return f"{min(percents):.0f} % of the host's memory is used", len(percents), figures, total
     stalls = host["pressure_memory_some_percent"][-PRESSURE_SAMPLES:]
-    if len(stalls) == PRESSURE_SAMPLES and min(stalls) > STALLED:
+    if len(stalls) == PRESSURE_SAMPLES and min(stalls) > calm * STALLED:
         figures = {"pressure_memory_some_percent": round(min(stalls), 1)}
-        return f"tasks wait for memory {min(stalls):.0f} % of the time", len(stalls), figures
+        return f"tasks wait for memory {min(stalls):.0f} % of the time", len(stalls), figures, total
     return None
 
 

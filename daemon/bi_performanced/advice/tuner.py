@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from bi_performance_wire import types
-from bi_performance_wire.errors import INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, WireError
+from bi_performance_wire.errors import BUSY, INVALID_ARGUMENT, NOT_FOUND, UNAVAILABLE, WireError
 from bi_performanced.advice.catalog import BALANCED, LIVE, Profile, check_live, read_profiles
 from bi_performanced.advice.choice import Choice, Kept
 from bi_performanced.config.load import ConfigError
@@ -26,6 +26,10 @@ from bi_performanced.config.sources import nearest
 from bi_performanced.events import Broker
 
 log = structlog.get_logger("performance")
+
+
+MOST_WAITING = 8
+"""Changes that wait for their turn; a further one is told busy."""
 
 
 class Part(Protocol):
@@ -213,6 +217,12 @@ class Tuner:
         return await self._change(choose)
 
     async def _change(self, choose: Callable[[], Choice]) -> types.Optimized:
+        if self._changing.statistics().tasks_waiting >= MOST_WAITING:
+            raise WireError(
+                BUSY,
+                f"{MOST_WAITING} changes wait for another one to end, the limit",
+                hint="try again in a moment",
+            )
         async with self._changing:
             before, old = self._in_force(), self._plan
             plan = self._planner.plan(choose())

@@ -52,6 +52,8 @@ class Evidence:
     used: Callable[[bytes], tuple[int, int]]
     """Of entries whose key begins with a prefix: how many were looked at, and how many are read."""
     profile: str
+    raised: frozenset[str]
+    """What was recommended at the last look."""
     host: dict[str, list[float]]
     """The known values of the last LATELY seconds, one a second."""
 
@@ -102,7 +104,9 @@ class Window:
         figures |= {f"compression_{name}": value for name, value in local["compression"].items()}
         return Mark(now, figures, stats.size_bytes)
 
-    def look(self, now: float, settings: Settings, profile: str) -> Evidence:
+    def look(
+        self, now: float, settings: Settings, profile: str, raised: frozenset[str]
+    ) -> Evidence:
         """Add a mark, and what can be told since the oldest that is within the window."""
         marks = self._marks
         marks.append(self._mark(now))
@@ -132,6 +136,7 @@ class Window:
             departures=cache.departures.tally(),
             used=cache.used,
             profile=profile,
+            raised=raised,
             host={name: self._known(name, now - self._restarted_at) for name in HOST},
         )
 

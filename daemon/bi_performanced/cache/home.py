@@ -6,6 +6,7 @@ its epoch ends.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterator
@@ -45,8 +46,12 @@ RELEASE_AFTER = 30.0
 RELEASE_SOON = 1.0
 """The same when all have moved, or when the store was made smaller: who reads there still finds
 zeros, which are a miss."""
-MARGIN = 8 << 20
-"""Bytes of memory that are left to others when the store moves."""
+SPARE = 8 << 20
+"""Bytes of memory that are left to others when the store is made smaller."""
+SPARE_GROWING = 32 << 20
+"""The same when it grows."""
+MOST_LEFT = 2
+"""Stores that were left and are kept for those who still read there, at the most."""
 RETRY_GROWTH = 60.0
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
@@ -321,16 +326,15 @@ class Home:
         """
         store = self.store
         if max_entries >= store.max_entries and max_bytes >= store.max_bytes:
+            if not await self._has_room(max_entries, max_bytes, spare=SPARE_GROWING):
+                # The file could be made; it is the processes beside it that would be killed.
+                raise OSError(errno.ENOMEM, "There is not enough memory", str(self.path.parent))
             await self._move(max_entries, max_bytes)
             return
         limits = store.max_entries, store.max_bytes
         await self._in_slices(store, store.shrink(max_entries, max_bytes, boot_clock()))
-        needed = Geometry.for_limits(max_entries, max_bytes).file_bytes + MARGIN
-        folder = self.path.parent
         try:
-            if headroom(folder) < needed:
-                await self._release_left(math.inf)
-            if headroom(folder) >= needed:
+            if await self._has_room(max_entries, max_bytes, spare=SPARE):
                 await self._move(max_entries, max_bytes)
             else:
                 self.hollow = True
@@ -344,6 +348,16 @@ class Home:
                 store.max_entries, store.max_bytes = limits
                 with trio.CancelScope(shield=True):
                     await self._refill()
+
+    async def _has_room(self, max_entries: int, max_bytes: int, *, spare: int) -> bool:
+        """Whether another store fits beside this one, those that were left freed if need be."""
+        needed = Geometry.for_limits(max_entries, max_bytes).file_bytes
+        folder = self.path.parent
+        if self._left and headroom(folder, spare=spare) < needed:
+            await self._release_left(math.inf)
+        elif len(self._left) > MOST_LEFT:
+            await self._release_left(self._left[-MOST_LEFT].at_last - 0.001)
+        return headroom(folder, spare=spare) >= needed
 
     async def _refill(self) -> None:
         """Allocate again what was given back. Until that can be done puts are refused."""

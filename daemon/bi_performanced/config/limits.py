@@ -34,14 +34,17 @@ def room(folder: Path, *, already: int, root: Path = Path("/")) -> int:
     return max(LEAST, min(found, default=MOST))
 
 
-def headroom(folder: Path, *, root: Path = Path("/")) -> int:
-    """Bytes that a new file in `folder` could take at this moment, on a tmpfs too."""
+def headroom(folder: Path, *, spare: int, root: Path = Path("/")) -> int:
+    """Bytes that a new file in `folder` could take at this moment, on a tmpfs too.
+
+    `spare` bytes of memory are left to the other processes.
+    """
     stat = os.statvfs(folder)
     found = [stat.f_bavail * stat.f_frsize]
     with suppress(Unknown):
-        found.append(procfs.memory(root)[1])
+        found.append(procfs.memory(root)[1] - spare)
     with suppress(Unknown):
-        found.append(cgroups.memory_limit(root) - cgroups.memory_used(root))
+        found.append(cgroups.memory_limit(root) - cgroups.memory_used(root) - spare)
     return max(0, min(found))
 
 

@@ -144,7 +144,7 @@ def _size(value: Any) -> int:
 def _bounded(row: Declared, value: float) -> float:
     low, high, unit = row.meta.low, row.meta.high, row.meta.unit or ""
     if low is not None and value < low:
-        raise ValueError(f"at least {low:g} {unit}".rstrip())
+        raise ValueError(f"at least {low:.15g} {unit}".rstrip())
     if high is not None and value > high:
         raise ValueError(f"at most {high:.15g} {unit}".rstrip())
     return value

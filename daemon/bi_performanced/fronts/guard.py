@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import os
+import re
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,7 +99,7 @@ class Guard:
     def _check_token(self, headers: Mapping[str, str]) -> None:
         path = self._settings.token_file
         token = _read_token(path)
-        given = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        given = re.sub(r"(?i)^bearer +", "", headers.get("authorization", "")).strip()
         if not hmac.compare_digest(given.encode(), token.encode()):
             raise WireError(
                 PERMISSION_DENIED,

@@ -147,6 +147,8 @@ class HttpFront:
     def stop(self) -> None:
         """Accept nothing more; connections end with the request they are at."""
         self._accepting.cancel()
+        for stream in list(self._streams):
+            stream.stop()
 
     def abort(self) -> None:
         """End every connection now, whatever it is at."""

@@ -43,6 +43,7 @@ class GuardedStream:
         self._writing: trio.CancelScope | None = None
         self._ended = False
         self._aborted = False
+        self._stopping = False
         self._unanswered = 0
         self.scope = trio.CancelScope()
         """Around the connection's server: cancelled when nothing more can come of it."""
@@ -66,9 +67,14 @@ class GuardedStream:
         self._unanswered -= 1
         self._end_when_answered()
 
+    def stop(self) -> None:
+        """Serve no further request: the connection ends with the answer that is under way."""
+        self._stopping = True
+        self._end_when_answered()
+
     def _end_when_answered(self) -> None:
         # The server itself would wait for its idle timeout.
-        if self._ended and self._unanswered <= 0:
+        if (self._ended or self._stopping) and self._unanswered <= 0:
             self.scope.cancel()
 
     async def _receive(self) -> bytes:

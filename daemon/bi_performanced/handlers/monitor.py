@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Coroutine
+
+import trio
 
 from bi_performance_wire import types
 from bi_performanced.cache.component import Cache
@@ -10,6 +13,8 @@ from bi_performanced.dispatch import Handler
 from bi_performanced.handlers.server import Facts
 from bi_performanced.monitor.component import Monitor
 from bi_performanced.monitor.figures import Reading
+
+_threads = trio.CapacityLimiter(1)
 
 
 def handlers(monitor: Monitor, cache: Cache, facts: Facts) -> dict[str, Handler]:
@@ -19,7 +24,7 @@ def handlers(monitor: Monitor, cache: Cache, facts: Facts) -> dict[str, Handler]
 
 def metrics(
     monitor: Monitor, cache: Cache, facts: Facts, args: types.MetricsArgs
-) -> types.Metrics | types.Exposition:
+) -> types.Metrics | Coroutine[None, None, types.Exposition]:
     status = facts.status()
     past = None
     if args.history is not None:
@@ -37,10 +42,18 @@ def metrics(
     )
     if args.format == "json":
         return found
-    # Late: most daemons are never asked for it.
-    from bi_performanced.monitor.exposition import render
+    return _rendered(args.format, found)
 
-    return render(args.format, found)
+
+async def _rendered(name: str, metrics: types.Metrics) -> types.Exposition:
+    def render() -> types.Exposition:
+        # Late: most daemons are never asked for it.
+        from bi_performanced.monitor import exposition
+
+        return exposition.render(name, metrics)
+
+    # Of hundreds of processes it takes some 20 ms.
+    return await trio.to_thread.run_sync(render, limiter=_threads)
 
 
 def _told(reading: Reading) -> dict[str, object]:
