@@ -306,7 +306,7 @@ def test_memory_pressure_in_a_control_group(tmp_path: Path) -> None:
             return group.used() < store_bytes + (64 << 20)
 
         wait_until(settled, within=60, what="the memory of the stores that it has grown out of")
-        with group.ballast(group.free() - (16 << 20)):
+        with group.ballast(group.free() - (20 << 20)):
             found = host.raised("memory.pressure")
             assert found["command"] == "bi-performance optimize memory_focused"
             assert found["evidence"]["cgroup_memory_used_percent"] > 90

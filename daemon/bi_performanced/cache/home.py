@@ -26,7 +26,7 @@ from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.cache.sweeping import SLICE, SWEEP_SLOTS
 from bi_performanced.config import CacheSettings
-from bi_performanced.config.limits import headroom, room
+from bi_performanced.config.limits import free_bytes, headroom, room
 
 log = structlog.get_logger("performance")
 
@@ -326,7 +326,9 @@ class Home:
         """
         store = self.store
         if max_entries >= store.max_entries and max_bytes >= store.max_bytes:
-            if not await self._has_room(max_entries, max_bytes, spare=SPARE_GROWING):
+            fits = await self._has_room(max_entries, max_bytes, spare=SPARE_GROWING)
+            needed = Geometry.for_limits(max_entries, max_bytes).file_bytes
+            if not fits and free_bytes(self.path.parent) >= needed:
                 # The file could be made; it is the processes beside it that would be killed.
                 raise OSError(errno.ENOMEM, "There is not enough memory", str(self.path.parent))
             await self._move(max_entries, max_bytes)

@@ -34,13 +34,18 @@ def room(folder: Path, *, already: int, root: Path = Path("/")) -> int:
     return max(LEAST, min(found, default=MOST))
 
 
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on a folder's file system. Raises OSError."""
+    stat = os.statvfs(folder)
+    return stat.f_bavail * stat.f_frsize
+
+
 def headroom(folder: Path, *, spare: int, root: Path = Path("/")) -> int:
     """Bytes that a new file in `folder` could take at this moment, on a tmpfs too.
 
     `spare` bytes of memory are left to the other processes.
     """
-    stat = os.statvfs(folder)
-    found = [stat.f_bavail * stat.f_frsize]
+    found = [free_bytes(folder)]
     with suppress(Unknown):
         found.append(procfs.memory(root)[1] - spare)
     with suppress(Unknown):
