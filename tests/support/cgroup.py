@@ -57,6 +57,7 @@ class MemoryGroup:
             assert process.stdout is not None
             assert process.stdout.readline() == b"held\n"
             yield
+            assert process.poll() is None, "it was killed for want of memory"
         finally:
             process.kill()
             process.communicate()
