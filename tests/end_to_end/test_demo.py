@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from bi_performance_ctl.local.demo.crawl import fetch
+from bi_performance_ctl.local.demo.site import Site
 from support.daemon import wait_until
 
 _CTL = [sys.executable, "-m", "bi_performance_ctl.main"]
@@ -98,3 +102,12 @@ def test_the_daemon_is_left_up_when_asked(tmp_path: Path) -> None:
     while processes_in(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_site_is_started_again_where_it_was_when_it_has_ended(tmp_path: Path) -> None:
+    """Python's documentation server imports its own modules anew, and may not survive that."""
+    with closing(Site(tmp_path / "site")) as site:
+        where = urlsplit(site.url)
+        before = fetch(where.hostname or "", where.port or 0, "/json.html")
+        site.process.kill()
+        assert fetch(where.hostname or "", where.port or 0, "/json.html") == before

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from bi_performance_ctl.local.demo.site import LINK
 
 TTL = 3600
+RESTART_WITHIN = 15.0
+"""Seconds for the site's server to be there again after it has ended by itself."""
 TELL_EVERY = 0.1
 """Seconds between two reports of progress."""
 
@@ -67,6 +69,23 @@ def extract(url: str, body: str) -> dict[str, Any]:
     }
 
 
+def fetch(host: str, port: int, path: str) -> bytes:
+    """A page of the site; while the server is being started again, once that is done."""
+    until = time.monotonic() + RESTART_WITHIN
+    while True:
+        # The server ends a connection after each page.
+        connection = http.client.HTTPConnection(host, port, timeout=30)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read()
+        except ConnectionError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+        finally:
+            connection.close()
+
+
 def crawl(
     task: dict[str, Any], store: Store, tell: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -82,13 +101,7 @@ def crawl(
         try:
             page = store.get(url)
             if page is None:
-                # The server ends a connection after each page.
-                connection = http.client.HTTPConnection(site.hostname or "", site.port, timeout=30)
-                try:
-                    connection.request("GET", f"/{name}.html")
-                    body = connection.getresponse().read()
-                finally:
-                    connection.close()
+                body = fetch(site.hostname or "", site.port or 0, f"/{name}.html")
                 fetched += 1
                 received += len(body)
                 page = extract(url, body.decode("utf-8", "replace"))

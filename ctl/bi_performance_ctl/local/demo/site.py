@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
 LEFT_OUT = (
@@ -29,6 +33,8 @@ of these acts (opens a window or a browser, prints, runs a program) or belongs t
 LINK = re.compile(r'href="([A-Za-z_][\w.]*)\.html"')
 _READY = re.compile(rb"http://\S+/")
 _PAGE_SECONDS = 20.0
+LOOK_EVERY = 1.0
+"""Seconds between two looks whether the server is there."""
 
 
 class Surveyed(NamedTuple):
@@ -48,22 +54,56 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
+        self._folder = folder
+        self._start(0)
+        self._closed = threading.Event()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
+
+    def _watch(self) -> None:
+        """Start the server again when it has ended by itself.
+
+        It imports anew what it shows at each request, its own modules among them, and now and then
+        does not survive that.
+        """
+        where = urlsplit(self.url)
+        while not self._closed.wait(LOOK_EVERY):
+            with suppress(OSError):
+                socket.create_connection((where.hostname or "", where.port or 0), 5).close()
+                continue
+            if not self._closed.is_set():
+                self._end()
+                with suppress(RuntimeError):
+                    self._start(where.port or 0)
+
+    def _start(self, port: int) -> None:
         # -I: the site is the same wherever the demo was started from.
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", "-W", "ignore", "-m", "pydoc", "-n", "127.0.0.1", "-p", "0"],
-            cwd=folder,
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",
+                "-W",
+                "ignore",
+                "-m",
+                "pydoc",
+                "-n",
+                "127.0.0.1",
+                "-p",
+                str(port),
+            ],
+            cwd=self._folder,
             env={"BROWSER": "/bin/true", "PATH": "/usr/bin:/bin"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
             if found := _READY.search(line):
                 self.url = found[0].decode()
                 return
-        self.close()
+        self._end()
         raise RuntimeError(f"{sys.executable} -m pydoc did not start")
 
     def survey(self, advance: Callable[[int, int], None], most: int | None = None) -> Surveyed:
@@ -110,8 +150,13 @@ class Site:
         return f"{self.url}{name}.html" if name else self.url
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        self._closed.set()
+        self._watching.join()
+        self._end()
+
+    def _end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
