@@ -218,7 +218,7 @@ class SocketSettings:
     )
     max_depth: int = setting(64, "levels of nesting in one message", unit="levels", low=4, high=200)
     max_buffered_bytes: int = size(
-        48 << 20,
+        40 << 20,
         "bytes of unfinished messages and unread answers of all connections together; beyond, the"
         " connection is cut that has made no progress for the longest time",
         low=1 << 20,

@@ -30,7 +30,7 @@ THREAD_FROM = 1 << 18
 """Decompressed bytes from which decompressing for a foreign client happens in a thread."""
 
 _threads = trio.CapacityLimiter(2)
-_gathering = trio.CapacityLimiter(2)
+_gathering = trio.CapacityLimiter(1)
 """Requests that hold megabytes before they are answered; further ones wait with nothing."""
 
 
