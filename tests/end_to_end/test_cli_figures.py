@@ -342,7 +342,7 @@ def test_doctor_tells_a_library_that_is_missing(daemon: DaemonProcess, tmp_path:
     assert "pip install 'bi-performance[performance]'" in found["remedy"]
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="takes another user's place")
+@pytest.mark.root
 @pytest.mark.parametrize(("group", "said"), [(65533, "join the group"), (0, "alone")])
 def test_doctor_says_which_group_opens_a_closed_socket(
     daemon: DaemonProcess, group: int, said: str
