@@ -24,6 +24,8 @@ _FORMS: Final[Mapping[str, Mapping[str, type]]] = {
     "cache.set_many": {"stored": int},
     "cache.add": {"stored": int},
     "cache.delete": {"deleted": bool},
+    "cache.expire": {"expired": bool},
+    "cache.touch": {"touched": bool},
     "cache.clear": {"cleared": int},
     "cache.keys": {"keys": list},
     "cache.stats": {},

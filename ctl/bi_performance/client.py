@@ -15,6 +15,7 @@ from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
 from bi_performance_wire.batch import pack
 from bi_performance_wire.errors import TOO_LARGE, WireError
+from bi_performance_wire.extra import MAX_TAG_BYTES, MAX_TAGS
 from bi_performance_wire.types import MAX_KEY_BYTES, MAX_KEYS, MAX_PATTERN_CHARS, MAX_TTL
 from bi_performance_wire.value import ValueFormatError, encode
 
@@ -93,6 +94,70 @@ def check_ttl(ttl: float | None) -> float | None:
     return seconds
 
 
+def check_grace(grace: float) -> float:
+    """Seconds that a stale entry may be served; raises TypeError or ValueError for what is none."""
+    if isinstance(grace, bool) or not isinstance(grace, int | float):
+        raise TypeError(f"grace is a number of seconds, not {type(grace).__name__}")
+    if not 0 <= grace <= MAX_TTL:
+        raise ValueError(f"grace must be 0 to {MAX_TTL:.0f} seconds, not {grace!r:.40}")
+    return float(grace)
+
+
+def check_tags(tags: Iterable[str]) -> list[str]:
+    """Tags as they are sent; raises TypeError or ValueError for what is none."""
+    if isinstance(tags, str | bytes):
+        raise TypeError("tags is a list of tags, not one tag")
+    found = list(dict.fromkeys(tags))
+    if len(found) > MAX_TAGS:
+        raise ValueError(f"an entry has at most {MAX_TAGS} tags, not {len(found)}")
+    for tag in found:
+        if not isinstance(tag, str):
+            raise TypeError(f"a tag is str, not {type(tag).__name__}")
+        try:
+            size = len(tag.encode())
+        except UnicodeEncodeError as error:
+            raise _not_utf8(tag, "a tag") from error
+        if not 0 < size <= MAX_TAG_BYTES:
+            raise ValueError(f"a tag has 1 to {MAX_TAG_BYTES} bytes, this one {size}")
+    return found
+
+
+def terms_of(
+    ttl: float | None = None,
+    *,
+    tags: Iterable[str] = (),
+    grace: float = 0.0,
+    sliding: bool = False,
+    meta: bytes = b"",
+) -> dict[str, Any]:
+    """The arguments that say what an entry is stored with; raises TypeError or ValueError."""
+    terms: dict[str, Any] = {}
+    if (seconds := check_ttl(ttl)) is not None:
+        terms["ttl"] = seconds
+    if found := check_tags(tags):
+        terms["tags"] = found
+    if given := check_grace(grace):
+        terms["grace"] = given
+    if sliding:
+        terms["sliding"] = True
+    if meta:
+        terms["meta"] = meta
+    return terms
+
+
+def _clear_args(
+    pattern: str | None, tags: Iterable[str], stale: bool, dry_run: bool
+) -> dict[str, Any]:
+    args = _pattern_args(pattern)
+    if found := check_tags(tags):
+        args["tags"] = found
+    if stale:
+        args["stale"] = True
+    if dry_run:
+        args["dry_run"] = True
+    return args
+
+
 def _check_limit(limit: int) -> int:
     """How many keys are asked for; raises TypeError or ValueError for what is no such number."""
     if isinstance(limit, bool) or not isinstance(limit, int):
@@ -145,36 +210,40 @@ class _Common:
     def __init__(self, link: Link) -> None:
         self._link = link
 
-    def _read_again(self, key: bytes, whole: bool = False) -> object:
+    def _read_again(self, key: bytes) -> object:
         """After DETACHED: attach if that can be done now, and read once more."""
         if self._link.attach():
             try:
-                return self._link.reader.read(key, whole)
-            except ValueFormatError:
+                return self._link.reader.read(key)
+            except ValueError:
                 return MISS
         return DETACHED
 
-    def _entry(self, key: Key) -> CacheEntry:
-        name = key_bytes(key)
+    def _find(self, name: bytes, *, count: bool = True) -> Entry | Outcome:
+        """What is known of an entry, stale or not, attaching if that can be done now."""
         try:
-            found = self._link.reader.read(name, True)
-            if found is DETACHED:
-                found = self._read_again(name, True)
-        except ValueFormatError:
-            return CacheEntry(False)
+            found = self._link.reader.find(name, count=count)
+            if found is DETACHED and self._link.attach():
+                found = self._link.reader.find(name, count=count)
+        except ValueError:
+            # What a foreign client stored under another client's marker is no value.
+            return MISS
+        return found
+
+    def _entry(self, key: Key) -> CacheEntry:
+        found = self._find(key_bytes(key))
         if not isinstance(found, Entry):
             return CacheEntry(False)
-        return CacheEntry(True, found.value, found.age, False, "local", found.ttl)
+        return CacheEntry(True, found.value, found.age, found.stale, "local", found.ttl)
 
-    def _set_args(self, key: Key, value: Any, ttl: float | None) -> dict[str, Any] | None:
+    def _set_args(self, key: Key, value: Any, terms: dict[str, Any]) -> dict[str, Any] | None:
         """The arguments to store a value; None for one that is too large, which has been said."""
         self._link.keep_up()
         args: dict[str, Any] = {
             "key": key_bytes(key),
             "payload": encode(value, compress=self._link.compression),
+            **terms,
         }
-        if (seconds := check_ttl(ttl)) is not None:
-            args["ttl"] = seconds
         return args if self._fits(args["payload"]) else None
 
     def _fits(self, payload: bytes) -> bool:
@@ -187,15 +256,12 @@ class _Common:
         link.note(WireError(TOO_LARGE, text, field="value"))
         return False
 
-    def _batches(self, items: Items, ttl: float | None) -> list[dict[str, Any]]:
+    def _batches(self, items: Items, terms: dict[str, Any]) -> list[dict[str, Any]]:
         """The arguments of as many `cache.set_many` as the items need, all checked before.
 
         Those that are too large are left out.
         """
-        extra: dict[str, Any] = {}
         self._link.keep_up()
-        if (seconds := check_ttl(ttl)) is not None:
-            extra["ttl"] = seconds
         compress = self._link.compression
         batches: list[dict[str, Any]] = []
         batch: list[tuple[bytes, bytes]] = []
@@ -210,12 +276,12 @@ class _Common:
             if not self._fits(payload):
                 continue
             if batch and (len(batch) == _BATCH_KEYS or size + len(payload) > _BATCH_BYTES):
-                batches.append({"payload": pack(batch), **extra})
+                batches.append({"payload": pack(batch), **terms})
                 batch, size = [], 0
             batch.append((name, payload))
             size += len(payload)
         if batch:
-            batches.append({"payload": pack(batch), **extra})
+            batches.append({"payload": pack(batch), **terms})
         return batches
 
     def observed(self) -> dict[str, int]:
@@ -308,19 +374,40 @@ class PerformanceCache(_Common):
                 found[key] = value
         return found
 
-    async def set(self, key: Key, value: Any, ttl: float | None = None) -> bool:
+    async def set(
+        self,
+        key: Key,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        grace: float = 0.0,
+        sliding: bool = False,
+    ) -> bool:
         """Store a value for `ttl` seconds (None: the configured default).
 
-        True when every process of the host reads it from now on; False when the daemon is away
-        or refused it (too large, say), which is logged at a limited rate.
+        `tags` are names under which it can be cleared; for `grace` seconds after its ttl it may be
+        served stale to those who ask for that; with `sliding` reads renew it. True when every
+        process of the host reads it from now on; False when the daemon is away or refused it (too
+        large, say), which is logged at a limited rate.
         """
-        args = self._set_args(key, value, ttl)
+        terms = terms_of(ttl, tags=tags, grace=grace, sliding=sliding)
+        args = self._set_args(key, value, terms)
         return args is not None and await self._ask("cache.set", args) is not None
 
-    async def set_many(self, items: Items, ttl: float | None = None) -> int:
-        """Store several values in few messages; how many were stored."""
+    async def set_many(
+        self,
+        items: Items,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        grace: float = 0.0,
+        sliding: bool = False,
+    ) -> int:
+        """Store several values in few messages; how many were stored. See `set`."""
         stored = 0
-        for args in self._batches(items, ttl):
+        terms = terms_of(ttl, tags=tags, grace=grace, sliding=sliding)
+        for args in self._batches(items, terms):
             stored += self._stored(await self._ask("cache.set_many", args))
         return stored
 
@@ -328,9 +415,27 @@ class PerformanceCache(_Common):
         """Remove a key. True when no process reads it any more; False when the daemon is away."""
         return await self._ask("cache.delete", {"key": key_bytes(key)}) is not None
 
-    async def clear(self, pattern: str | None = None) -> int | None:
-        """Remove every entry, or those that a pattern matches; how many, or None (daemon away)."""
-        args = _pattern_args(pattern)
+    async def expire(self, key: Key) -> bool:
+        """Make a key stale: from now on it is served in its grace only, by who asks for that.
+
+        True when that is so for every process; False when the daemon is away.
+        """
+        return await self._ask("cache.expire", {"key": key_bytes(key)}) is not None
+
+    async def clear(
+        self,
+        pattern: str | None = None,
+        *,
+        tags: Iterable[str] = (),
+        stale: bool = False,
+        dry_run: bool = False,
+    ) -> int | None:
+        """Remove every entry, or those that a pattern matches or that have one of the tags.
+
+        With `stale` they are not removed but made stale, with `dry_run` only counted. Returns how
+        many, or None when the daemon is away.
+        """
+        args = _clear_args(pattern, tags, stale, dry_run)
         answer = await self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
         return answer["cleared"] if answer else None
 
@@ -359,7 +464,7 @@ class PerformanceCache(_Common):
         key = _seen_key(fingerprint)
         if await self.get(key) is not None:
             return True
-        args = self._set_args(key, 1, ttl)
+        args = self._set_args(key, 1, terms_of(ttl))
         answer = None if args is None else await self._ask("cache.add", args, repeatable=False)
         return self._known(answer)
 
@@ -405,23 +510,52 @@ class SyncCache(_Common):
         found = ((key, self.get(key, missing)) for key in _check_keys(keys))
         return {key: value for key, value in found if value is not missing}
 
-    def set(self, key: Key, value: Any, ttl: float | None = None) -> bool:
+    def set(
+        self,
+        key: Key,
+        value: Any,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        grace: float = 0.0,
+        sliding: bool = False,
+    ) -> bool:
         """Store a value; True when every process of the host reads it from now on."""
-        args = self._set_args(key, value, ttl)
+        terms = terms_of(ttl, tags=tags, grace=grace, sliding=sliding)
+        args = self._set_args(key, value, terms)
         return args is not None and self._ask("cache.set", args) is not None
 
-    def set_many(self, items: Items, ttl: float | None = None) -> int:
+    def set_many(
+        self,
+        items: Items,
+        ttl: float | None = None,
+        *,
+        tags: Iterable[str] = (),
+        grace: float = 0.0,
+        sliding: bool = False,
+    ) -> int:
         """Store several values in few messages; how many were stored."""
-        batches = self._batches(items, ttl)
+        batches = self._batches(items, terms_of(ttl, tags=tags, grace=grace, sliding=sliding))
         return sum(self._stored(self._ask("cache.set_many", args)) for args in batches)
 
     def delete(self, key: Key) -> bool:
         """Remove a key. True when no process reads it any more."""
         return self._ask("cache.delete", {"key": key_bytes(key)}) is not None
 
-    def clear(self, pattern: str | None = None) -> int | None:
-        """Remove every entry, or those that a pattern matches; how many, or None (daemon away)."""
-        args = _pattern_args(pattern)
+    def expire(self, key: Key) -> bool:
+        """Make a key stale. See PerformanceCache."""
+        return self._ask("cache.expire", {"key": key_bytes(key)}) is not None
+
+    def clear(
+        self,
+        pattern: str | None = None,
+        *,
+        tags: Iterable[str] = (),
+        stale: bool = False,
+        dry_run: bool = False,
+    ) -> int | None:
+        """Remove, make stale or count every entry, or some. See PerformanceCache."""
+        args = _clear_args(pattern, tags, stale, dry_run)
         answer = self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
         return answer["cleared"] if answer else None
 
@@ -441,7 +575,7 @@ class SyncCache(_Common):
         key = _seen_key(fingerprint)
         if self.get(key) is not None:
             return True
-        args = self._set_args(key, 1, ttl)
+        args = self._set_args(key, 1, terms_of(ttl))
         answer = None if args is None else self._ask("cache.add", args, repeatable=False)
         return self._known(answer)
 

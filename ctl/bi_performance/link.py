@@ -56,15 +56,18 @@ class Absent:
     def now(self) -> int:
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
-    def read(self, key: bytes, whole: bool = False) -> Outcome:
+    def read(self, key: bytes) -> Outcome:
+        return DETACHED
+
+    def find(self, key: bytes, *, count: bool = True) -> Outcome:
         return DETACHED
 
 
 class ObservingReader(StoreReader):
     """Reads as ever and serves nothing: what it would have served is counted instead."""
 
-    def read(self, key: bytes, whole: bool = False, retries: int = 8) -> object:
-        found = super().read(key, whole, retries)
+    def read(self, key: bytes, retries: int = 8) -> object:
+        found = super().read(key, retries)
         if isinstance(found, Outcome):
             return found
         self.page[L.P_HITS] -= 1
@@ -72,13 +75,23 @@ class ObservingReader(StoreReader):
         self.page[L.P_OBSERVED] += 1
         return MISS
 
+    def find(self, key: bytes, *, count: bool = True) -> Outcome:
+        found = super().find(key, count=False)
+        if count and found is not DETACHED:
+            self.page[L.P_MISSES] += 1
+            self.page[L.P_OBSERVED] += found is not MISS
+        return found if isinstance(found, Outcome) else MISS
+
 
 class SilentReader(StoreReader):
     """Serves and counts nothing; it tells while the daemon that said so, `mode = off`, is there."""
 
-    def read(self, key: bytes, whole: bool = False, retries: int = 8) -> object:
+    def read(self, key: bytes, retries: int = 8) -> Outcome:
         self.now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         return MISS if self.now < self.deadline else DETACHED
+
+    def find(self, key: bytes, *, count: bool = True) -> Outcome:
+        return self.read(key)
 
 
 READERS = {"on": StoreReader, "observe": ObservingReader, "off": SilentReader}

@@ -16,6 +16,12 @@ from xxhash import xxh3_64_intdigest
 
 from bi_performance.own import OwnFigures
 from bi_performance_wire import layout as L
+from bi_performance_wire.extra import (
+    TAG_WORDS,
+    Extra,
+    any_cleared,
+    unpack_extra,
+)
 from bi_performance_wire.value import decode_from
 
 
@@ -50,6 +56,7 @@ _MAIN_TAIL: Final = L.W_MAIN_TAIL
 _LIVE_HIGH: Final = L.LIVE_HIGH
 _CHECKSUM: Final = L.CHECKSUM
 _KEY_IN_BODY: Final = L.KEY_IN_BODY
+_W_EXPIRED: Final = L.W_EXPIRED
 _TOUCH_MAX: Final = L.TOUCH_MAX
 _HITS: Final = L.P_HITS
 _MISSES: Final = L.P_MISSES
@@ -64,6 +71,26 @@ class Entry(NamedTuple):
     value: object
     age: float
     ttl: float | None
+    """Seconds left; 0 of an entry that is stale."""
+    stale: bool
+    """Served beyond its time: in its grace, or while other hosts cannot be heard."""
+    extra: Extra | None
+    sequence: int
+    """Grows with every stored version, so that two reads can be told apart."""
+
+
+class _Place(NamedTuple):
+    """A record that was read whole and verified."""
+
+    slot: int
+    record: bytes
+    value_at: int
+    sequence: int
+    fresh_until: int
+    """The boot clock in ns; in the past for a record that was made stale."""
+    created: int
+    shared: bool
+    extra: Extra | None
 
 
 class StoreReader:
@@ -108,6 +135,8 @@ class StoreReader:
         self._main_at = control[L.W_MAIN_AT]
         self._main_bytes = control[L.W_MAIN_BYTES]
         self._max_record = control[L.W_MAX_RECORD]
+        tags_at = control[L.W_TAGS_AT]
+        self._tags: memoryview[int] = self._view[tags_at : tags_at + 8 * TAG_WORDS].cast("Q")
         self._alive = L.W_ALIVE + epoch % L.ALIVE_WORDS
         self.epoch = epoch
         self._own = OwnFigures()
@@ -115,11 +144,10 @@ class StoreReader:
         self.now = 0
         """The boot clock in ns at the last read, so that callers need not ask again."""
 
-    def read(self, key: bytes, whole: bool = False, retries: int = 8) -> object:
+    def read(self, key: bytes, retries: int = 8) -> object:
         """The value of a key, or MISS, or DETACHED.
 
-        With `whole` an Entry instead of the value. Raises ValueError when the entry is not a
-        value (its writer was no client of ours).
+        Raises ValueError when the entry is not a value (its writer was no client of ours).
 
         One function without helpers, with its constants as globals of this module: every call
         and every attribute here is paid on every hit.
@@ -145,19 +173,19 @@ class StoreReader:
                 checksum, size = _header(store, at)
                 size ^= _LIVE_HIGH
                 if size > self._max_record:
-                    return self._again(key, whole, retries)
+                    return self._again(key, retries)
                 record = store[at + 8 : at + size]
                 if _xxh3(record, place) & _CHECKSUM != checksum or (
                     place & _POSITION < control[_MAIN_TAIL if place & _MAIN_BIT else _SMALL_TAIL]
                 ):
-                    return self._again(key, whole, retries)
+                    return self._again(key, retries)
                 length, expires, created = _body(record)
                 end = _KEY_IN_BODY + len(key)
                 if record[_KEY_IN_BODY:end] == key and (
-                    length == len(key) or self._coherent(length ^ len(key))
+                    length == len(key) or (end := self._flagged(record, length ^ len(key), end))
                 ):
                     page = self.page
-                    if expires <= now:
+                    if expires <= now or created < control[_W_EXPIRED]:
                         page[_EXPIRED] += 1
                         break
                     page[_HITS] = hits = page[_HITS] + 1
@@ -166,8 +194,6 @@ class StoreReader:
                         touches[slot] = count + 1
                     if not hits & _SAMPLE_MASK:
                         self._sample(now, size)
-                    if whole:
-                        return self._entry(decode_from(record, end), expires, created)
                     return decode_from(record, end)
             elif tag < want & _TAG_DISTANCE:
                 break
@@ -178,24 +204,132 @@ class StoreReader:
         self.page[_MISSES] += 1
         return MISS
 
-    def _again(self, key: bytes, whole: bool, retries: int) -> object:
+    def _again(self, key: bytes, retries: int) -> object:
         """The record was not what its slot promised: it went or moved while it was read."""
         self.page[_TORN] += 1
         if retries:
-            return self.read(key, whole, retries - 1)
+            return self.read(key, retries - 1)
         self.page[_MISSES] += 1
         return MISS
 
-    def _coherent(self, flags: int) -> bool:
-        """Whether an entry with flags may be served: a shared one while the hosts agree."""
-        return flags == L.FLAG_SHARED and self.now < self._control[L.W_COHERENT_UNTIL]
+    def _flagged(self, record: bytes, flags: int, end: int) -> int:
+        """Where the value of a record with flags begins; 0 when it is not to be served.
 
-    def _entry(self, value: object, expires: int, created: int) -> Entry:
+        A shared one is served while the hosts agree, and a while longer if that is allowed; one
+        whose tag was cleared is gone.
+        """
+        if flags & ~L.FLAGS:
+            # Not flags alone: the record's key is longer than the one that was asked for.
+            return 0
+        if flags & L.FLAG_EXTRA:
+            extra = unpack_extra(record, end)
+            sequence = L.BODY.unpack_from(record)[0] >> 16
+            if extra.tags and any_cleared(extra.tags, sequence, self._tags):
+                return 0
+            end += int.from_bytes(record[end : end + 2], "little")
+        if flags & L.FLAG_SHARED:
+            control = self._control
+            known = control[L.W_COHERENT_UNTIL]
+            if self.now >= known:
+                if self.now >= known + control[L.W_PARTITION]:
+                    return 0
+                self.page[L.P_STALE] += 1
+        return end
+
+    def find(self, key: bytes, *, count: bool = True) -> Entry | Outcome:
+        """An entry with what is known of it, a stale one in its grace too; or MISS, or DETACHED.
+
+        `count`: whether it counts as a hit or a miss. Slower than `read`; raises as it does.
+        """
+        self.now = now = _clock(_BOOT_CLOCK)
+        control = self._control
+        if now >= control[self._alive]:
+            return DETACHED
+        page = self.page
+        for _ in range(9):
+            place = self._locate(key)
+            if isinstance(place, _Place) and (entry := self._entry(place, now)) is not None:
+                page[_HITS] += count
+                page[L.P_STALE] += count and entry.stale
+                if (seen := self._touches[place.slot]) < _TOUCH_MAX:
+                    self._touches[place.slot] = seen + 1
+                return entry
+            if place is not None:
+                break
+            page[_TORN] += 1
+        page[_MISSES] += count
+        return MISS
+
+    def _entry(self, place: _Place, now: int) -> Entry | None:
+        """What may be served of a record, or None."""
+        extra = place.extra
+        fresh = place.fresh_until > now
+        if (
+            not fresh
+            and place.fresh_until + L.CREATED_UNIT_NS * (extra.grace if extra else 0) <= now
+        ):
+            return None
+        stale = not fresh
+        if place.shared and now >= (known := self._control[L.W_COHERENT_UNTIL]):
+            if now >= known + self._control[L.W_PARTITION]:
+                return None
+            stale = True
         return Entry(
-            value,
-            max(0.0, (self.now - created * L.CREATED_UNIT_NS) / 1e9),
-            None if expires == L.NEVER else (expires - self.now) / 1e9,
+            decode_from(place.record, place.value_at),
+            max(0.0, (now - place.created * L.CREATED_UNIT_NS) / 1e9),
+            None if place.fresh_until == L.NEVER else max(0.0, (place.fresh_until - now) / 1e9),
+            stale,
+            extra,
+            place.sequence,
         )
+
+    def _locate(self, key: bytes) -> _Place | Outcome | None:
+        """The record of a key, MISS, or None when it went or moved while it was read."""
+        control, cells = self._control, self._cells
+        digest = _xxh3(key, self._seed)
+        slot = digest % self._slots
+        want = digest >> _FINGERPRINT_SHIFT | _TAG_DISTANCE_ONE
+        while want <= _TAG_MAX:
+            cell = cells[slot]
+            tag = cell >> _TAG_SHIFT
+            if tag == want:
+                place = cell & _PLACE
+                if place & _MAIN_BIT:
+                    at = self._main_at + (place ^ _MAIN_BIT) % self._main_bytes
+                else:
+                    at = self._small_at + place % self._small_bytes
+                checksum, size = _header(self._store, at)
+                size ^= _LIVE_HIGH
+                if size > self._max_record:
+                    return None
+                record = self._store[at + 8 : at + size]
+                if _xxh3(record, place) & _CHECKSUM != checksum or (
+                    place & _POSITION < control[_MAIN_TAIL if place & _MAIN_BIT else _SMALL_TAIL]
+                ):
+                    return None
+                end = _KEY_IN_BODY + len(key)
+                word, expires, created = L.BODY.unpack_from(record)
+                if record[_KEY_IN_BODY:end] == key and word & L.KEY_LENGTH == len(key):
+                    return self._found(slot, record, word, expires, created, end)
+            elif tag < want & _TAG_DISTANCE:
+                break
+            want += _TAG_DISTANCE_ONE
+            slot += 1
+        return MISS
+
+    def _found(
+        self, slot: int, record: bytes, word: int, expires: int, created: int, end: int
+    ) -> _Place | Outcome:
+        extra = None
+        if word & L.FLAG_EXTRA:
+            extra = unpack_extra(record, end)
+            end += int.from_bytes(record[end : end + 2], "little")
+            if extra.tags and any_cleared(extra.tags, word >> 16, self._tags):
+                return MISS
+        if created < self._control[L.W_EXPIRED]:
+            expires = min(expires, self._control[L.W_EXPIRED_AT])
+        shared = bool(word & L.FLAG_SHARED)
+        return _Place(slot, record, end, word >> 16, expires, created, shared, extra)
 
     def _sample(self, began: int, size: int) -> None:
         """Record one hit's duration in the page, for all the hits that are not measured."""
@@ -224,7 +358,14 @@ class StoreReader:
 
     def close(self) -> None:
         """Unmap everything; no read may follow."""
-        for view in (self._cells, self._control, self.page, self._view, self._page_view):
+        for view in (
+            self._cells,
+            self._tags,
+            self._control,
+            self.page,
+            self._view,
+            self._page_view,
+        ):
             view.release()
         self._store.close()
         self._page_map.close()

@@ -11,8 +11,9 @@ import msgspec
 
 from bi_performance_ctl.console import USAGE, Exit
 from bi_performance_wire.commands import Command
+from bi_performance_wire.texts import listed, split_list
 
-HIDDEN = frozenset({"payload"})
+HIDDEN = frozenset({"payload", "meta"})
 """Arguments that only programs use."""
 
 
@@ -22,6 +23,7 @@ def add_fields(parser: argparse.ArgumentParser, row: Command) -> None:
     if kind is None:
         return
     hints = get_type_hints(kind, include_extras=True)
+    lists = listed(kind)
     for field in msgspec.structs.fields(kind):
         if field.name in HIDDEN:
             continue
@@ -36,10 +38,15 @@ def add_fields(parser: argparse.ArgumentParser, row: Command) -> None:
         else:
             parser.add_argument(
                 "--" + field.encode_name.replace("_", "-"),
-                metavar=None if choices else field.name.upper(),
+                metavar=None if choices else _metavar(field.name, field.name in lists),
                 choices=choices,
                 help=described,
             )
+
+
+def _metavar(name: str, many: bool) -> str:
+    one = name.upper()
+    return f"{one.removesuffix('S')}[,…]" if many else one
 
 
 def _choices(hint: Any) -> tuple[str, ...] | None:
@@ -69,6 +76,8 @@ def collect(row: Command, parsed: argparse.Namespace) -> dict[str, Any]:
         for name in kind.__struct_fields__
         if (value := getattr(parsed, name, None)) not in (None, False)
     }
+    for name in given.keys() & listed(kind):
+        given[name] = split_list(given[name])
     for name, value in given.items():
         # What the shell gave that is no UTF-8 has come as text with lone surrogates.
         if isinstance(value, str) and not value.isascii() and value != _clean(value):

@@ -2,7 +2,7 @@
 
 One file, all integers little-endian::
 
-    control page | index: 8-byte slots | frequency bytes | small ring | main ring
+    control page | index: 8-byte slots | frequency bytes | tag words | small ring | main ring
 
 *Control page* (4 KiB): 64-bit words, numbered below. `ALIVE + epoch % ALIVE_WORDS` holds the
 deadline on the boot clock until which readers of that epoch may trust what they read; a daemon
@@ -26,7 +26,7 @@ grows; the byte lies at `base + position % size` of its ring, and a record never
     10 u48  sequence, growing with every stored version
     16 u64  expiry in ns on the boot clock
     24 u32  creation in tenths of a second on the boot clock
-    28      key, then payload
+    28      key; with FLAG_EXTRA what `bi_performance_wire.extra` says; then payload
 
 The seed binds a checksum to the place: bytes that an earlier or later lap of the ring left at the
 same address do not verify. The state byte is outside the checksum: a delete stores it alone.
@@ -38,7 +38,9 @@ import struct
 import sys
 from typing import Final
 
-MAGIC: Final = int.from_bytes(b"BIPERF\x00\x01", "little")
+from bi_performance_wire.extra import TAG_WORDS
+
+MAGIC: Final = int.from_bytes(b"BIPERF\x00\x02", "little")
 """Six letters, and the format's version in the last two bytes."""
 
 BOOT_CLOCK: Final = 7
@@ -69,6 +71,16 @@ W_MAIN_HEAD: Final = 19
 W_CLEARED: Final = 20
 """Records of this sequence or an earlier one were cleared."""
 W_COHERENT_UNTIL: Final = 21
+"""The boot clock in ns until which entries that other hosts write too are known to be theirs."""
+W_EXPIRED: Final = 22
+"""Entries created before this tenth of a second on the boot clock are stale, whatever they say."""
+W_EXPIRED_AT: Final = 26
+"""When W_EXPIRED was written, in ns on the boot clock: since then they are stale."""
+W_PARTITION: Final = 23
+"""Nanoseconds after W_COHERENT_UNTIL for which shared entries are served all the same."""
+W_TAGS_AT: Final = 24
+W_REMOTE: Final = 25
+"""1 while a miss here may be a hit in a second level that the daemon can ask."""
 W_ALIVE: Final = 64
 ALIVE_WORDS: Final = 64
 
@@ -112,6 +124,11 @@ SIZE: Final = (1 << 24) - 1
 KEY_LENGTH: Final = (1 << 14) - 1
 FLAG_SHARED: Final = 1 << 14
 """The entry is also in a store that other hosts write: it is gated by `W_COHERENT_UNTIL`."""
+FLAG_EXTRA: Final = 1 << 15
+"""Something stands between key and payload: see `bi_performance_wire.extra`."""
+FLAGS: Final = FLAG_SHARED | FLAG_EXTRA
+MOST_SEQUENCE: Final = 1 << 47
+"""No store comes to this: at a million a second it would take four years."""
 CHECKSUM: Final = (1 << 32) - 1
 NEVER: Final = (1 << 63) - 1
 CREATED_UNIT_NS: Final = 100_000_000
@@ -129,6 +146,8 @@ P_OBSERVED: Final = 7
 """Hits that `mode = observe` would have served."""
 P_UNAVAILABLE: Final = 8
 """Calls answered as a miss because the daemon was away."""
+P_STALE: Final = 9
+"""Hits served beyond their time: in their grace, or while other hosts could not be heard."""
 P_SAMPLES: Final = 15
 P_LATENCY: Final = 16
 """LATENCY_BUCKETS words: sampled hits by floor(log2(duration in ns))."""
@@ -176,6 +195,7 @@ def check_geometry(words: memoryview[int], file_bytes: int) -> None:
     parts = (
         (words[W_INDEX_AT], 8 * (words[W_SLOTS] + GUARD_SLOTS)),
         (words[W_FREQUENCY_AT], words[W_SLOTS] + GUARD_SLOTS),
+        (words[W_TAGS_AT], 8 * TAG_WORDS),
         (words[W_SMALL_AT], words[W_SMALL_BYTES]),
         (words[W_MAIN_AT], words[W_MAIN_BYTES]),
     )

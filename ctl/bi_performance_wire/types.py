@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from bi_performance_wire.extra import MAX_META_BYTES, MAX_TAG_BYTES, MAX_TAGS
+
 MAX_KEY_BYTES = 8192
 MAX_PATTERN_CHARS = 1024
 MAX_BATCH = 10_000
@@ -25,6 +27,24 @@ Key = Annotated[
 ]
 Ttl = Annotated[
     float, msgspec.Meta(description="time to live in seconds, more than 0, at most ten years")
+]
+Grace = Annotated[
+    float,
+    msgspec.Meta(
+        ge=0,
+        le=MAX_TTL,
+        description="seconds after its expiry for which the entry may be served stale",
+    ),
+]
+Tags = Annotated[
+    list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TAG_BYTES)]],
+    msgspec.Meta(max_length=MAX_TAGS, description="names under which it can be cleared"),
+]
+Meta = Annotated[
+    bytes,
+    msgspec.Meta(
+        max_length=MAX_META_BYTES, description="a MessagePack map that is kept with the entry"
+    ),
 ]
 Pattern = Annotated[
     str,
@@ -82,6 +102,11 @@ class CacheSet(Args, frozen=True, kw_only=True):
     payload: bytes | msgspec.UnsetType = msgspec.UNSET
     """An encoded entry of our own clients, opaque to the daemon."""
     ttl: Ttl | None = None
+    grace: Grace = 0.0
+    sliding: bool = False
+    """Reads renew the entry for its ttl."""
+    tags: Tags = []
+    meta: Meta = b""
 
 
 class CacheSetMany(Args, frozen=True, kw_only=True):
@@ -93,6 +118,11 @@ class CacheSetMany(Args, frozen=True, kw_only=True):
     payload: bytes | msgspec.UnsetType = msgspec.UNSET
     """Of our own clients instead: encoded entries, packed as `bi_performance_wire.batch` says."""
     ttl: Ttl | None = None
+    grace: Grace = 0.0
+    sliding: bool = False
+    """Reads renew the entry for its ttl."""
+    tags: Tags = []
+    meta: Meta = b""
 
 
 class CacheDelete(Args, frozen=True, kw_only=True):
@@ -104,8 +134,22 @@ class CacheKeys(Args, frozen=True, kw_only=True):
     limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_KEYS)] = 1000
 
 
+class CacheExpire(Args, frozen=True, kw_only=True):
+    key: Key
+
+
+class CacheTouch(Args, frozen=True, kw_only=True):
+    key: Key
+    ttl: Ttl | None = None
+    """None: as long as it was stored for, when it was stored with `sliding`."""
+
+
 class CacheClear(Args, frozen=True, kw_only=True):
     pattern: Pattern | None = None
+    tags: Tags = []
+    """Only entries that have one of these."""
+    stale: bool = False
+    """True: make them stale instead; they are served in their grace when there is nothing else."""
     dry_run: bool = False
 
 
@@ -118,6 +162,16 @@ class Stored(Result, frozen=True, kw_only=True, omit_defaults=True):
 
 class Deleted(Result, frozen=True, kw_only=True):
     deleted: bool
+
+
+class Expired(Result, frozen=True, kw_only=True):
+    expired: bool
+    """Whether an entry was fresh."""
+
+
+class Touched(Result, frozen=True, kw_only=True):
+    touched: bool
+    """Whether an entry was readable, and is renewed."""
 
 
 class Keys(Result, frozen=True, kw_only=True):

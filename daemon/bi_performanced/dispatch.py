@@ -13,6 +13,7 @@ import structlog
 from bi_performance_wire.commands import COMMANDS, Command
 from bi_performance_wire.errors import INTERNAL, INVALID_ARGUMENT, UNKNOWN_METHOD, WireError
 from bi_performance_wire.near import nearest
+from bi_performance_wire.texts import listed, split_list
 from bi_performance_wire.types import Args
 
 log = structlog.get_logger("performance")
@@ -128,8 +129,11 @@ class Dispatcher:
             raise _unknown_argument(bound, unknown[0])
         if bound.args is None:
             return self._call(bound, None, caller)
+        given: dict[str, Any] = dict(query)
+        for name in given.keys() & listed(bound.args):
+            given[name] = split_list(given[name])
         try:
-            args = msgspec.convert(dict(query), bound.args, strict=False)
+            args = msgspec.convert(given, bound.args, strict=False)
         except msgspec.ValidationError as error:
             raise _argument_error(bound, str(error)) from None
         return self._call(bound, args, caller)

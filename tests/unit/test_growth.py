@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from bi_performanced.cache import home
-from bi_performanced.cache.component import Cache
+from bi_performanced.cache.component import Cache, Terms
 from bi_performanced.config import CacheSettings
 
 KEYS = 4000
@@ -33,7 +33,7 @@ def test_changes_during_a_move_are_in_the_new_store(
             model.pop(key, None)
         else:
             model[key] = b"\0" + rng.randbytes(60)
-            cache.set(key, model[key], 3600)
+            cache.set(key, model[key], Terms(3600))
 
     async def main() -> None:
         nonlocal rounds, cleared
@@ -42,7 +42,7 @@ def test_changes_during_a_move_are_in_the_new_store(
             await nursery.start(cache.run)
             for n in range(KEYS):
                 model[b"key-%d" % n] = b"\0value-%d" % n
-                cache.set(b"key-%d" % n, model[b"key-%d" % n], 3600)
+                cache.set(b"key-%d" % n, model[b"key-%d" % n], Terms(3600))
             epoch = cache.epoch
             nursery.start_soon(cache.resize, 60_000, 3 << 20)
             while cache.epoch == epoch:

@@ -33,7 +33,9 @@ def put(store: Store, key: bytes, payload: bytes = b"value", *, expires: int = L
 def test_a_value_is_read_until_it_expires() -> None:
     store = new_store()
     put(store, b"key", b"value", expires=NOW + 10)
-    assert store.get(b"key", NOW) == (b"value", NOW + 10, NOW // L.CREATED_UNIT_NS)
+    held = store.get(b"key", NOW)
+    assert held is not None and (held.payload, held.fresh_until) == (b"value", NOW + 10)
+    assert held.created == NOW // L.CREATED_UNIT_NS
     assert store.get(b"key", NOW + 9) is not None
     assert store.get(b"key", NOW + 10) is None
 

@@ -50,6 +50,10 @@ def show(name: str, result: Any, console: Console) -> None:
     elif name == "cache.clear":
         done = "would clear" if result.get("dry_run") else "cleared"
         console.say(f"{done} {count(result['cleared'], 'entry', 'entries')}")
+    elif name == "cache.expire":
+        console.say("stale from now on" if result["expired"] else "there was no fresh entry")
+    elif name == "cache.touch":
+        console.say("renewed" if result["touched"] else "there was no entry to renew")
     elif name == "cache.delete":
         console.say("deleted" if result["deleted"] else "there was no such key")
     else:

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -18,6 +19,7 @@ from bi_performance_wire.errors import (
     UNAVAILABLE,
     WireError,
 )
+from bi_performance_wire.extra import MAX_EXTRA_BYTES, Extra, pack_extra, unpack_extra
 from bi_performance_wire.types import MAX_KEY_BYTES, MAX_TTL, Attached, CacheLevels, CacheStats
 from bi_performance_wire.value import COMPRESS_FROM, PLAIN
 from bi_performanced.cache.clients import Attachment, boot_clock
@@ -25,7 +27,7 @@ from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.opening import Opened, open_store
 from bi_performanced.cache.patterns import matcher
-from bi_performanced.cache.store import Damaged, TooLarge
+from bi_performanced.cache.store import Damaged, Held, TooLarge
 from bi_performanced.cache.sweeping import every_entry
 from bi_performanced.config import CacheSettings
 
@@ -52,6 +54,26 @@ class Compression:
         elif asked and len(payload) > COMPRESS_FROM:
             self.tried += 1
             self.tried_bytes += len(payload)
+
+
+class Terms(NamedTuple):
+    """What an entry is stored with; times in seconds."""
+
+    ttl: float | None = None
+    """None: `cache.default_ttl`."""
+    grace: float = 0.0
+    """How long after its expiry it may be served stale."""
+    sliding: bool = False
+    """Whether reads renew it for its ttl."""
+    tags: tuple[bytes, ...] = ()
+    meta: bytes = b""
+
+    def extra(self, seconds: float) -> bytes:
+        """The block of a record whose ttl comes to so many seconds."""
+        if not (self.grace or self.sliding or self.tags or self.meta):
+            return b""
+        sliding = max(1, round(seconds * 10)) if self.sliding else 0
+        return pack_extra(Extra(ceil(self.grace * 10), sliding, self.tags, self.meta))
 
 
 class Cache:
@@ -95,7 +117,15 @@ class Cache:
         """As `get`, counting neither a hit nor a miss."""
         check_key(key)
         found = self._home.store.get(key, boot_clock())
-        return None if found is None else found[0]
+        return None if found is None else found.payload
+
+    def held(self, key: bytes, *, stale: bool = False) -> Held | None:
+        """A readable entry with all that is known of it, with `stale` also one in its grace.
+
+        Counted neither as a hit nor as a miss. Raises WireError for a key out of bounds.
+        """
+        check_key(key)
+        return self._home.store.get(key, boot_clock(), stale=stale)
 
     def count(self, found: Sequence[bytes | None]) -> None:
         """Count what `peek` found for a request that is now answered."""
@@ -103,19 +133,52 @@ class Cache:
         self._misses += misses
         self._hits += len(found) - misses
 
-    def set(self, key: bytes, payload: bytes, ttl: float | None) -> None:
-        """Store an encoded entry for `ttl` seconds (None: `cache.default_ttl`).
+    def set(self, key: bytes, payload: bytes, terms: Terms) -> None:
+        """Store an encoded entry. Readable by every process when this returns. Raises WireError."""
+        self._put(key, payload, terms)
 
-        Readable by every process when this returns. Raises WireError.
-        """
-        self._put(key, payload, ttl)
-
-    def add(self, key: bytes, payload: bytes, ttl: float | None) -> bool:
+    def add(self, key: bytes, payload: bytes, terms: Terms) -> bool:
         """Store an entry only if no readable one has the key; whether it was stored."""
         check_key(key)
         if self._home.store.get(key, boot_clock()) is not None:
             return False
-        self._put(key, payload, ttl)
+        self._put(key, payload, terms)
+        return True
+
+    def expire(self, key: bytes) -> bool:
+        """Make an entry stale: it is served in its grace only, by who asks for stale ones.
+
+        Whether it was fresh. Raises WireError for a key out of bounds.
+        """
+        check_key(key)
+        return self._home.store.expire(key, boot_clock())
+
+    def touch(self, key: bytes, ttl: float | None) -> bool:
+        """Have an entry live for `ttl` seconds from now on (None: as its `sliding` says).
+
+        Its age goes on. Whether one was readable, and renewed. Raises WireError.
+        """
+        check_key(key)
+        self._check_writable()
+        now = boot_clock()
+        held = self._home.store.get(key, now)
+        if held is None:
+            return False
+        if ttl is None:
+            seconds = (unpack_extra(held.extra).sliding if held.extra else 0) / 10
+            if not seconds:
+                return False
+        else:
+            seconds = self.check_ttl(ttl)
+        self._home.store.put(
+            key,
+            held.payload,
+            expires=now + int(seconds * 1e9),
+            now=now,
+            flags=held.flags & ~L.FLAG_EXTRA,
+            extra=held.extra,
+            created=held.created,
+        )
         return True
 
     def delete(self, key: bytes) -> bool:
@@ -138,7 +201,7 @@ class Cache:
         return seconds
 
     def set_some(
-        self, entries: Sequence[tuple[bytes, bytes]], start: int, ttl: float | None
+        self, entries: Sequence[tuple[bytes, bytes]], start: int, terms: Terms
     ) -> tuple[int, WireError | None]:
         """Store entries whose keys were checked, from `start` on.
 
@@ -146,22 +209,24 @@ class Cache:
         """
         self._check_writable()
         now = boot_clock()
-        expires = now + int(self.check_ttl(ttl) * 1e9)
+        seconds = self.check_ttl(terms.ttl)
+        expires = now + int(seconds * 1e9)
+        extra = terms.extra(seconds)
         put = self._home.store.put
         at = start
         try:
             for at in range(start, len(entries)):
                 key, payload = entries[at]
-                put(key, payload, expires=expires, now=now)
+                put(key, payload, expires=expires, now=now, extra=extra)
         except TooLarge as error:
             try:
-                self._home.refuse_large(key, payload, error)
+                self._home.refuse_large(key, payload, error, extra)
             except WireError as refused:
                 return at - start, refused
         except Damaged as error:
             self._home.rebuild(error)
             return at - start, WireError(INTERNAL, "the store was damaged and has been emptied")
-        if ttl is None:
+        if terms.ttl is None:
             self._default_ttl_sets += len(entries) - start
         self._home.grow_if_full()
         return len(entries) - start, None
@@ -176,19 +241,22 @@ class Cache:
                 hint="set cache.enabled to true and restart the daemon",
             )
 
-    def _put(self, key: bytes, payload: bytes, ttl: float | None) -> None:
+    def _put(self, key: bytes, payload: bytes, terms: Terms) -> None:
         check_key(key)
         self._check_writable()
-        seconds = self.check_ttl(ttl)
+        seconds = self.check_ttl(terms.ttl)
+        extra = terms.extra(seconds)
         now = boot_clock()
         try:
-            self._home.store.put(key, payload, expires=now + int(seconds * 1e9), now=now)
+            self._home.store.put(
+                key, payload, expires=now + int(seconds * 1e9), now=now, extra=extra
+            )
         except TooLarge as error:
-            self._home.refuse_large(key, payload, error)
+            self._home.refuse_large(key, payload, error, extra)
         except Damaged as error:
             self._home.rebuild(error)
             raise WireError(INTERNAL, "the store was damaged and has been emptied") from error
-        if ttl is None:
+        if terms.ttl is None:
             self._default_ttl_sets += 1
         self._home.grow_if_full()
 
@@ -204,25 +272,37 @@ class Cache:
         size = 0
         async with aclosing(every_entry(lambda: self._home.store, lambda: None)) as entries:
             async for _, entry, now in entries:
-                if entry.expires > now and entry.key not in found and matches(entry.key):
+                if entry.fresh_until > now and entry.key not in found and matches(entry.key):
                     size += len(entry.key)
                     if len(found) == limit or size > LISTING_BYTES:
                         return list(found), True
                     found[entry.key] = None
         return list(found), False
 
-    async def clear(self, pattern: str | None, *, dry_run: bool) -> int:
+    async def clear(
+        self,
+        pattern: str | None,
+        *,
+        tags: Sequence[bytes] = (),
+        stale: bool = False,
+        dry_run: bool = False,
+    ) -> int:
         """Remove every entry that was there when this was called and matches; how many.
 
-        With `dry_run` nothing is removed. Without a pattern it is one step; with one, entries
-        that are stored while the sweep goes on stay.
+        With tags those that have one of them: they are gone at once, and counted by a sweep.
+        With `stale` entries are not removed but made stale: served in their grace, by who asks for
+        stale ones. With `dry_run` nothing changes. Everything is cleared, or made stale, in one
+        step; entries that are stored while a sweep for a pattern goes on stay.
         """
-        matches = matcher(pattern)
-        if pattern is None and not dry_run:
-            cleared = self._home.clear()
+        store = self._home.store
+        if pattern is None and not tags and not dry_run:
+            cleared = store.expire_all(boot_clock()) if stale else self._home.clear()
             self.on_clear()
             return cleared
-        newest = self._home.store.sequence
+        matches, wanted = matcher(pattern), frozenset(tags)
+        newest = store.sequence
+        if tags and pattern is None and not stale and not dry_run:
+            store.clear_tags(tags)
         cleared = 0
 
         def begin_again() -> None:
@@ -232,12 +312,20 @@ class Cache:
 
         async with aclosing(every_entry(lambda: self._home.store, begin_again)) as entries:
             async for store, entry, now in entries:
-                if entry.sequence <= newest and matches(entry.key):
-                    readable = entry.expires > now
-                    if dry_run or store.drop_found(entry):
-                        cleared += readable
+                if entry.sequence > newest or not matches(entry.key):
+                    continue
+                if wanted and not (entry.extra and wanted & set(unpack_extra(entry.extra).tags)):
+                    continue
+                readable = (entry.fresh_until or entry.expires) > now
+                if dry_run:
+                    cleared += readable
+                elif stale:
+                    cleared += readable and store.expire(entry.key, now)
+                elif store.drop_found(entry):
+                    cleared += readable
         if not dry_run:
-            self._home.store.counters.deletes += cleared
+            if not stale:
+                self._home.store.counters.deletes += cleared
             self.on_clear()
         return cleared
 
@@ -333,7 +421,9 @@ class Cache:
             mode=self._mode,
             default_ttl=self._home.settings.default_ttl,
             compression=self._home.settings.compression,
-            max_payload=self._home.largest_record() - L.RECORD_OVERHEAD - MAX_KEY_BYTES,
+            max_payload=(
+                self._home.largest_record() - L.RECORD_OVERHEAD - MAX_KEY_BYTES - MAX_EXTRA_BYTES
+            ),
         )
         try:
             return self._home.clients.attach(

@@ -155,9 +155,12 @@ class Home:
         if store.live_bytes > GROW_AT * store.max_bytes < self.settings.max_bytes:
             self._wake.set()
 
-    def refuse_large(self, key: bytes, payload: bytes, error: TooLarge) -> NoReturn:
+    def refuse_large(
+        self, key: bytes, payload: bytes, error: TooLarge, extra: bytes = b""
+    ) -> NoReturn:
         """Raise for an entry that the store cannot hold: Growing when it will, else too_large."""
-        size = L.RECORD_OVERHEAD + len(key) + len(payload)
+        beside = L.RECORD_OVERHEAD + len(key) + len(extra)
+        size = beside + len(payload)
         if size <= self.largest_record() and trio.current_time() < self._growth_retry:
             raise WireError(
                 TOO_LARGE,
@@ -174,7 +177,7 @@ class Home:
                 field="value",
                 hint="try again in a second",
             ) from error
-        limit = self.largest_record() - L.RECORD_OVERHEAD - len(key)
+        limit = self.largest_record() - beside
         raise WireError(
             TOO_LARGE,
             f"the entry has {len(payload)} bytes encoded; the limit is {limit}",
@@ -223,7 +226,7 @@ class Home:
         now = boot_clock()
         entries, self._sweep_at = store.sweep(self._sweep_at, SWEEP_SLOTS)
         for entry in entries:
-            if entry.expires <= now:
+            if entry.kept_until <= now:
                 store.drop_expired(entry)
 
     async def _release_left(self, now: float) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import UNAVAILABLE, WireError
+from bi_performance_wire.extra import TAG_WORDS
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -43,8 +44,12 @@ class Geometry(NamedTuple):
         return self.index_at + 8 * (self.slots + L.GUARD_SLOTS)
 
     @property
+    def tags_at(self) -> int:
+        return (self.frequency_at + self.slots + L.GUARD_SLOTS + 7) // 8 * 8
+
+    @property
     def small_at(self) -> int:
-        return _align(self.frequency_at + self.slots + L.GUARD_SLOTS)
+        return _align(self.tags_at + 8 * TAG_WORDS)
 
     @property
     def main_at(self) -> int:
@@ -134,6 +139,7 @@ class Memory:
         words[L.W_SLOTS] = geometry.slots
         words[L.W_INDEX_AT] = geometry.index_at
         words[L.W_FREQUENCY_AT] = geometry.frequency_at
+        words[L.W_TAGS_AT] = geometry.tags_at
         words[L.W_SMALL_AT] = geometry.small_at
         words[L.W_SMALL_BYTES] = geometry.small_bytes
         words[L.W_MAIN_AT] = geometry.main_at

@@ -29,7 +29,8 @@ def recover(store: Store, now: int) -> int:
     store.small_entries = store.main_entries = 0
     store.small_bytes = store.main_bytes = 0
     cleared = store.memory.words[L.W_CLEARED]
-    highest = cleared
+    # No entry may be stored with a sequence up to which a tag was cleared.
+    highest = max(cleared, store.tags.highest())
     for ring in (store.small, store.main):
         for position, size, state in store.in_order(ring, ring.tail, ring.head):
             if state == L.PAD:
@@ -42,10 +43,12 @@ def recover(store: Store, now: int) -> int:
             highest = max(highest, record.sequence)
             if state != L.LIVE:
                 continue
-            if record.sequence <= cleared or record.expires <= now or not record.key:
+            if record.sequence <= cleared or store.is_over(record, now) or not record.key:
                 ring.mark_dead(record.place)
                 continue
             _adopt(store, ring, record)
+    if highest >= L.MOST_SEQUENCE:
+        raise Damaged("a sequence that no daemon came to")
     store.set_sequence(highest, uses_known_from=highest)
     return store.entries
 
@@ -82,7 +85,7 @@ def _copy(
     source: Store, target: Store, ring: Ring, into: Ring, position: int, size: int, now: int
 ) -> None:
     record = ring.load(position, size, L.LIVE, verify=False)
-    if record.expires <= now:
+    if source.is_over(record, now):
         return
     slot = source.index.find_place(source.digest(record.key), record.place)
     if slot != NONE:
@@ -109,6 +112,7 @@ def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> 
             target.restore(record, into, source.index.frequency(slot), now)
         if count % SLICE_RECORDS == 0:
             yield
+    target.take_over_marks(source)
     target.set_sequence(
         max(source.sequence, target.sequence), uses_known_from=source.uses_known_from
     )

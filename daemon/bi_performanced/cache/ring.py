@@ -7,6 +7,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from bi_performance_wire import layout as L
+from bi_performance_wire.extra import ExtraFormatError, extra_size, unpack_extra
 from bi_performanced.cache.memory import Memory
 
 
@@ -26,6 +27,8 @@ class Record(NamedTuple):
     expires: int
     created: int
     key: bytes
+    extra: bytes
+    """The block between key and payload; empty when there is none."""
     payload: bytes
 
 
@@ -152,18 +155,25 @@ class Ring:
         body = self._data[at + L.HEADER_BYTES : at + size]
         sound = not verify or xxh3_64_intdigest(body, place) & L.CHECKSUM == checksum
         word, expires, created = L.BODY.unpack_from(body)
-        end = L.KEY_IN_BODY + (word & L.KEY_LENGTH)
+        end = value_at = L.KEY_IN_BODY + (word & L.KEY_LENGTH)
+        if word & L.FLAG_EXTRA:
+            try:
+                value_at += extra_size(body, end)
+                unpack_extra(body, end)
+            except ExtraFormatError:
+                sound = False
         return Record(
             place,
             size,
             state,
-            sound and end <= len(body),
+            sound and value_at <= len(body),
             word >> 16,
-            word & L.FLAG_SHARED,
+            word & L.FLAGS,
             expires,
             created,
             body[L.KEY_IN_BODY : end],
-            body[end:],
+            body[end:value_at],
+            body[value_at:],
         )
 
     def reset(self) -> None:

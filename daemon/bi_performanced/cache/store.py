@@ -15,18 +15,20 @@ Nothing here awaits, locks or reads a clock: every call is a few microseconds on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from bi_performance_wire import layout as L
+from bi_performance_wire.extra import extra_size, unpack_extra
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.ghost import Ghost, Returns
 from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.memory import Memory
 from bi_performanced.cache.ring import Damaged, Record, Ring
+from bi_performanced.cache.tags import TagTable
 
 SMALL_SHARE = 0.1
 """The small ring's share of the limits (the paper's)."""
@@ -65,13 +67,32 @@ class Counters:
 
 
 class Found(NamedTuple):
-    """An entry as a sweep sees it."""
+    """An entry as a sweep sees it; times on the boot clock in ns."""
 
     slot: int
     place: int
     sequence: int
     expires: int
+    """What was said when it was stored."""
+    fresh_until: int
+    """0 for one whose tag was cleared."""
+    kept_until: int
+    """As `fresh_until`, and beyond it as long as the entry may be served stale."""
     key: bytes
+    extra: bytes
+
+
+class Held(NamedTuple):
+    """An entry that may be served; times on the boot clock, in ns, but creation in tenths of a
+    second."""
+
+    payload: bytes
+    fresh_until: int
+    kept_until: int
+    created: int
+    flags: int
+    extra: bytes
+    sequence: int
 
 
 class Store:
@@ -95,6 +116,7 @@ class Store:
         )
         self.small = Ring(memory, main=False)
         self.main = Ring(memory, main=True)
+        self.tags = TagTable(memory)
         self.ghost = Ghost(self.max_entries)
         self._returns = Returns(self.max_entries)
         self.counters = Counters()
@@ -149,30 +171,59 @@ class Store:
             slot += 1
         return NONE
 
-    def get(self, key: bytes, now: int, *, touch: bool = True) -> tuple[bytes, int, int] | None:
-        """(payload, expiry, creation) of a readable entry, else None."""
+    def get(self, key: bytes, now: int, *, stale: bool = False) -> Held | None:
+        """A readable entry, with `stale` also one in its grace; else None."""
         slot = self.find(key, self.digest(key))
         if slot == NONE:
             return None
         at = self.address(self.index.cells[slot])
         size = L.HEADER.unpack_from(self._data, at)[1] & L.SIZE
-        _, expires, created = L.BODY.unpack_from(self._data, at + L.HEADER_BYTES)
-        if expires <= now:
+        body = self._data[at + L.HEADER_BYTES : at + size]
+        word, expires, created = L.BODY.unpack_from(body)
+        end = value_at = L.KEY_IN_BODY + len(key)
+        if word & L.FLAG_EXTRA:
+            value_at += extra_size(body, end)
+        extra = body[end:value_at]
+        fresh_until, kept_until = self._times(word, expires, created, extra)
+        if (kept_until if stale else fresh_until) <= now:
             return None
-        if touch:
-            self.index.touch(slot)
-        return self._data[at + L.RECORD_OVERHEAD + len(key) : at + size], expires, created
+        self.index.touch(slot)
+        flags = word & L.FLAGS
+        return Held(body[value_at:], fresh_until, kept_until, created, flags, extra, word >> 16)
+
+    def _times(self, word: int, expires: int, created: int, extra: bytes) -> tuple[int, int]:
+        """Until when an entry is fresh, and until when it may be served at all."""
+        words = self.memory.words
+        if created < words[L.W_EXPIRED]:
+            expires = min(expires, words[L.W_EXPIRED_AT])
+        if not word & L.FLAG_EXTRA:
+            return expires, expires
+        said = unpack_extra(extra)
+        if said.tags and self.tags.cleared(said.tags, word >> 16):
+            return 0, 0
+        return expires, expires + said.grace * L.CREATED_UNIT_NS
 
     # ── changes
 
-    def put(self, key: bytes, payload: bytes, *, expires: int, now: int, flags: int = 0) -> None:
+    def put(
+        self,
+        key: bytes,
+        payload: bytes,
+        *,
+        expires: int,
+        now: int,
+        flags: int = 0,
+        extra: bytes = b"",
+        created: int | None = None,
+    ) -> None:
         """Store an entry, superseding an older one of the key; readable when this returns.
 
-        Raises TooLarge, and nothing has changed then.
+        `extra` is a packed block or nothing, `created` (tenths of a second) is now when it is not
+        given. Raises TooLarge, and nothing has changed then.
         """
-        size = L.RECORD_OVERHEAD + len(key) + len(payload)
+        size = L.RECORD_OVERHEAD + len(key) + len(extra) + len(payload)
         if size > self.max_record:
-            raise TooLarge(self.max_record - L.RECORD_OVERHEAD - len(key))
+            raise TooLarge(self.max_record - L.RECORD_OVERHEAD - len(key) - len(extra))
         digest: int = xxh3_64_intdigest(key, self._seed)
         slot = self.find(key, digest)
         if self._over(size, slot):
@@ -203,11 +254,17 @@ class Store:
             self._reclaim(ring, size, now)
             slot = self.find(key, digest)
         self._sequence = sequence = self._sequence + 1
-        body = (
-            L.BODY.pack(len(key) | flags | sequence << 16, expires, now // L.CREATED_UNIT_NS)
-            + key
-            + payload
-        )
+        if created is None:
+            created = now // L.CREATED_UNIT_NS
+            if created < (expired := self.memory.words[L.W_EXPIRED]):
+                # Stored in the tenth of a second in which everything was made stale.
+                created = expired
+        word = len(key) | flags | sequence << 16
+        if extra:
+            word |= L.FLAG_EXTRA
+            body = L.BODY.pack(word, expires, created) + key + extra + payload
+        else:
+            body = L.BODY.pack(word, expires, created) + key + payload
         place = ring.append(body, size)
         if slot != NONE:
             cell = cells[slot]
@@ -235,11 +292,42 @@ class Store:
             self.journal.add(key)
         if slot == NONE:
             return False
-        place = self.index.cells[slot] & L.PLACE
-        _, expires, _ = L.BODY.unpack_from(self._data, self.address(place) + L.HEADER_BYTES)
+        _, fresh_until, _, _, _ = self._body(self.index.cells[slot] & L.PLACE)
         self.remove(slot)
         self.counters.deletes += 1
-        return bool(expires > now)
+        return fresh_until > now
+
+    def expire(self, key: bytes, now: int) -> bool:
+        """Make an entry stale: it may be served in its grace only. Whether it was fresh."""
+        held = self.get(key, now)
+        if held is None:
+            return False
+        if not held.extra:
+            return self.delete(key, now)
+        self.put(
+            key,
+            held.payload,
+            expires=now,
+            now=now,
+            flags=held.flags & ~L.FLAG_EXTRA,
+            extra=held.extra,
+            created=held.created,
+        )
+        return True
+
+    def expire_all(self, now: int) -> int:
+        """Make every entry stale in one step; how many there are."""
+        words = self.memory.words
+        # Ahead of the last time's mark too: entries were stored in this tenth of a second since.
+        mark = max(now // L.CREATED_UNIT_NS, words[L.W_EXPIRED]) + 1
+        words[L.W_EXPIRED_AT] = now
+        words[L.W_EXPIRED] = mark
+        return self.entries
+
+    def clear_tags(self, tags: Iterable[bytes]) -> None:
+        """Every entry that has one of the tags is gone when this returns."""
+        for tag in tags:
+            self.tags.clear(tag, self._sequence)
 
     def remove(self, slot: int) -> None:
         """Take the entry of a slot out: marked dead first, so that a restart cannot revive it."""
@@ -298,18 +386,27 @@ class Store:
         """
         data = self._data
         cells = self.index.cells
+        expired = self.memory.words[L.W_EXPIRED]
         found: list[Found] = []
-        end = len(cells)
+        slots = len(cells)
         enough = slot + budget
-        while slot < end:
+        while slot < slots:
             cell = cells[slot]
             if cell:
                 place = cell & L.PLACE
                 at = self.address(place) + L.HEADER_BYTES
-                word, expires, _ = L.BODY.unpack_from(data, at)
+                word, expires, created = L.BODY.unpack_from(data, at)
                 at += L.KEY_IN_BODY
-                key = data[at : at + (word & L.KEY_LENGTH)]
-                found.append(Found(slot, place, word >> 16, expires, key))
+                end = at + (word & L.KEY_LENGTH)
+                extra = b""
+                fresh = kept = expires
+                if word & L.FLAG_EXTRA:
+                    extra = data[end : end + L.WORD.unpack_from(data, end)[0]]
+                if extra or created < expired:
+                    fresh, kept = self._times(word, expires, created, extra)
+                found.append(
+                    Found(slot, place, word >> 16, expires, fresh, kept, data[at:end], extra)
+                )
             elif slot >= enough:
                 return found, slot
             slot += 1
@@ -334,7 +431,7 @@ class Store:
         if self.journal is not None:
             self.journal.add(found.key)
         size = self._size(found.place)
-        word, _, created, key = self._body(found.place)
+        word, _, _, created, key = self._body(found.place)
         self.counters.expirations += 1
         self.departures.expire(digest, created)
         self._part(found.place, word, key, size, self.index.frequency(slot))
@@ -368,6 +465,17 @@ class Store:
         return count, read
 
     # ── for recovery and copies
+
+    def is_over(self, record: Record, now: int) -> bool:
+        """Whether a record may not be served any more, not even stale."""
+        word = record.flags | record.sequence << 16
+        return self._times(word, record.expires, record.created, record.extra)[1] <= now
+
+    def take_over_marks(self, source: Store) -> None:
+        """Let what was cleared by tag, or made stale, where these entries come from, be so here."""
+        source.tags.copy_to(self.tags)
+        for word in (L.W_EXPIRED_AT, L.W_EXPIRED):
+            self.memory.words[word] = source.memory.words[word]
 
     def set_sequence(self, sequence: int, *, uses_known_from: int) -> None:
         """The next entry's sequence is the one after this; of those up to the other one it is
@@ -408,6 +516,7 @@ class Store:
                 record.created,
             )
             + record.key
+            + record.extra
             + record.payload
         )
         self._sequence = max(self._sequence, record.sequence)
@@ -469,14 +578,14 @@ class Store:
                 ring.advance(position + size)
                 continue
             place = ring.bit | position
-            word, expires, created, key = self._body(place)
+            word, _, kept_until, created, key = self._body(place)
             digest = self.digest(key)
             slot = index.find_place(digest, place)
             if slot == NONE:
                 ring.advance(position + size)
                 continue
             count = index.frequency(slot)
-            if expires > now and count >= keep_at:
+            if kept_until > now and count >= keep_at:
                 slot = self._carry(ring, position, size, slot, digest, key, now)
                 if ring is self.small:
                     self.counters.promotions += 1
@@ -487,7 +596,7 @@ class Store:
             self._account(place, size, -1)
             index.remove(slot)
             ring.advance(position + size)
-            if expires <= now:
+            if kept_until <= now:
                 self.counters.expirations += 1
                 self.departures.expire(digest, created)
             else:
@@ -508,12 +617,21 @@ class Store:
         if word >> 16 > self.uses_known_from and (not place & L.MAIN_BIT or not self._full_once):
             self.departures.leave(key, size, count == 0)
 
-    def _body(self, place: int) -> tuple[int, int, int, bytes]:
-        """A record's first word (key length, flags, sequence), expiry, creation and key."""
+    def _body(self, place: int) -> tuple[int, int, int, int, bytes]:
+        """A record's first word (key length, flags, sequence), until when it is fresh and may be
+        served at all, creation and key."""
+        data = self._data
         at = self.address(place) + L.HEADER_BYTES
-        word, expires, created = L.BODY.unpack_from(self._data, at)
+        word, expires, created = L.BODY.unpack_from(data, at)
         at += L.KEY_IN_BODY
-        return word, expires, created, self._data[at : at + (word & L.KEY_LENGTH)]
+        end = at + (word & L.KEY_LENGTH)
+        kept = expires
+        if word & L.FLAG_EXTRA or created < self.memory.words[L.W_EXPIRED]:
+            extra = b""
+            if word & L.FLAG_EXTRA:
+                extra = data[end : end + L.WORD.unpack_from(data, end)[0]]
+            expires, kept = self._times(word, expires, created, extra)
+        return word, expires, kept, created, data[at:end]
 
     def _account(self, place: int, size: int, sign: int) -> None:
         if place & L.MAIN_BIT:
@@ -554,11 +672,11 @@ class Store:
         size, state = ring.peek(position)
         if state == L.LIVE:
             place = ring.bit | position
-            word, expires, created, key = self._body(place)
+            word, _, kept_until, created, key = self._body(place)
             digest = self.digest(key)
             slot = self.index.find_place(digest, place)
             if slot != NONE:
-                if expires > now:
+                if kept_until > now:
                     self.counters.moves += 1
                     self._carry(ring, position, size, slot, digest, key, now)
                     return
@@ -602,8 +720,9 @@ class Store:
     def close(self) -> None:
         """Release the mapping; the file stays."""
         self.index.release()
+        self.tags.release()
         self._view.release()
         self.memory.close()
 
 
-__all__ = ["Counters", "Damaged", "Found", "Store", "TooLarge"]
+__all__ = ["Counters", "Damaged", "Found", "Held", "Store", "TooLarge"]

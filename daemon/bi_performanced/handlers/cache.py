@@ -11,6 +11,7 @@ import trio
 from bi_performance_wire import types
 from bi_performance_wire.batch import unpack
 from bi_performance_wire.errors import INVALID_ARGUMENT, TOO_LARGE, WireError
+from bi_performance_wire.extra import MAX_TAG_BYTES
 from bi_performance_wire.framing import Limits, count_objects
 from bi_performance_wire.value import (
     COMPRESS_FROM,
@@ -20,7 +21,7 @@ from bi_performance_wire.value import (
     raw_size,
 )
 from bi_performanced.cache.clients import Attachment
-from bi_performanced.cache.component import Cache, check_key
+from bi_performanced.cache.component import Cache, Terms, check_key
 from bi_performanced.cache.home import Growing
 from bi_performanced.dispatch import Caller, Handler
 
@@ -45,6 +46,12 @@ def handlers(cache: Cache) -> dict[str, Handler]:
         "cache.add": lambda args, caller: add(cache, args),
         "cache.delete": lambda args, caller: types.Deleted(
             deleted=cache.delete(key_bytes(args.key))
+        ),
+        "cache.expire": lambda args, caller: types.Expired(
+            expired=cache.expire(key_bytes(args.key))
+        ),
+        "cache.touch": lambda args, caller: types.Touched(
+            touched=cache.touch(key_bytes(args.key), args.ttl)
         ),
         "cache.keys": lambda args, caller: keys(cache, args),
         "cache.clear": lambda args, caller: clear(cache, args),
@@ -205,18 +212,44 @@ def _entry(cache: Cache, args: types.CacheSet) -> bytes:
 
 
 def put(cache: Cache, args: types.CacheSet) -> Any:
-    name, entry = key_bytes(args.key), _entry(cache, args)
-    return _when_grown(cache, lambda: _put(cache, name, entry, args.ttl))
+    name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
+    return _when_grown(cache, lambda: _put(cache, name, entry, terms))
 
 
-def _put(cache: Cache, name: bytes, entry: bytes, ttl: float | None) -> types.Stored:
-    cache.set(name, entry, ttl)
+def _put(cache: Cache, name: bytes, entry: bytes, terms: Terms) -> types.Stored:
+    cache.set(name, entry, terms)
     return types.Stored(stored=1)
 
 
+def _terms(args: types.CacheSet | types.CacheSetMany) -> Terms:
+    """What the entries are stored with. Raises WireError naming the field."""
+    if not (args.grace or args.sliding or args.tags or args.meta):
+        return Terms(args.ttl)
+    if not 0 <= args.grace <= types.MAX_TTL:
+        raise WireError(
+            INVALID_ARGUMENT,
+            f"grace must be 0 to {types.MAX_TTL:.0f} seconds, not {args.grace!r}",
+            field="grace",
+        )
+    return Terms(args.ttl, args.grace, args.sliding, tag_bytes(args.tags), args.meta)
+
+
+def tag_bytes(tags: list[str]) -> tuple[bytes, ...]:
+    """The tags as they are stored. Raises WireError for one that is too long."""
+    found = tuple(dict.fromkeys(tag.encode() for tag in tags))
+    for tag in found:
+        if len(tag) > MAX_TAG_BYTES:
+            raise WireError(
+                INVALID_ARGUMENT,
+                f"a tag has 1 to {MAX_TAG_BYTES} bytes, this one {len(tag)}",
+                field="tags",
+            )
+    return found
+
+
 def add(cache: Cache, args: types.CacheSet) -> Any:
-    name, entry = key_bytes(args.key), _entry(cache, args)
-    return _when_grown(cache, lambda: types.Stored(stored=int(cache.add(name, entry, args.ttl))))
+    name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
+    return _when_grown(cache, lambda: types.Stored(stored=int(cache.add(name, entry, terms))))
 
 
 def _when_grown(cache: Cache, act: Callable[[], types.Stored]) -> Any:
@@ -234,7 +267,7 @@ async def _after_growth(cache: Cache, act: Callable[[], types.Stored]) -> types.
 
 def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     """Store all. A bad key or value stores none; an entry that is too large costs itself."""
-    entries = _entries(args)
+    entries, terms = _entries(args), _terms(args)
     cache.check_ttl(args.ttl)
     if args.payload is not msgspec.UNSET:
         note = cache.note_compression
@@ -247,7 +280,7 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     def put_rest() -> types.Stored:
         nonlocal at
         while at < len(entries):
-            count, error = cache.set_some(entries, at, args.ttl)
+            count, error = cache.set_some(entries, at, terms)
             at += count
             if error is None:
                 break
@@ -313,5 +346,7 @@ def _shown(key: bytes) -> str | bytes:
 
 
 async def clear(cache: Cache, args: types.CacheClear) -> types.Cleared:
-    count = await cache.clear(args.pattern, dry_run=args.dry_run)
+    count = await cache.clear(
+        args.pattern, tags=tag_bytes(args.tags), stale=args.stale, dry_run=args.dry_run
+    )
     return types.Cleared(cleared=count, dry_run=args.dry_run)
