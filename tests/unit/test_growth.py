@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from bi_performanced.cache import home
-from bi_performanced.cache.component import Cache, Terms
+from bi_performanced.cache.component import Cache
+from bi_performanced.cache.terms import Terms
 from bi_performanced.config import CacheSettings
 
 KEYS = 4000

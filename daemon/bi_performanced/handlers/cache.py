@@ -21,8 +21,9 @@ from bi_performance_wire.value import (
     raw_size,
 )
 from bi_performanced.cache.clients import Attachment
-from bi_performanced.cache.component import Cache, Terms, check_key
+from bi_performanced.cache.component import Cache
 from bi_performanced.cache.home import Growing
+from bi_performanced.cache.terms import Terms, check_key
 from bi_performanced.dispatch import Caller, Handler
 
 VALUE_LIMITS = Limits(frame_bytes=64 << 10, shape_bytes=64 << 10, objects=4096, depth=64)
@@ -268,7 +269,7 @@ async def _after_growth(cache: Cache, act: Callable[[], types.Stored]) -> types.
 def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     """Store all. A bad key or value stores none; an entry that is too large costs itself."""
     entries, terms = _entries(args), _terms(args)
-    cache.check_ttl(args.ttl)
+    cache.seconds(terms)
     if args.payload is not msgspec.UNSET:
         note = cache.note_compression
         for _, entry in entries:

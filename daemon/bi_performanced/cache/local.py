@@ -1,0 +1,250 @@
+"""The entries of this host: one, some, and all of them, in the store in service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+
+from bi_performance_wire import layout as L
+from bi_performance_wire.errors import INTERNAL, UNAVAILABLE, WireError
+from bi_performance_wire.extra import unpack_extra
+from bi_performanced.cache.clients import boot_clock
+from bi_performanced.cache.home import Home
+from bi_performanced.cache.patterns import matcher
+from bi_performanced.cache.store import Damaged, Held, TooLarge
+from bi_performanced.cache.sweeping import every_entry
+from bi_performanced.cache.terms import Terms, check_key, check_ttl
+
+LISTING_BYTES = 4 << 20
+
+
+class Local:
+    """What is stored on this host. Synchronous calls take a few microseconds of the loop."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self.default_ttl_sets = 0
+        """Entries that were stored without a ttl of their own."""
+
+    # ── one entry
+
+    def held(self, key: bytes, *, stale: bool = False) -> Held | None:
+        """A readable entry with all that is known of it, with `stale` also one in its grace.
+
+        Raises WireError for a key out of bounds.
+        """
+        check_key(key)
+        return self._home.store.get(key, boot_clock(), stale=stale)
+
+    def put(self, key: bytes, payload: bytes, terms: Terms, flags: int = 0) -> None:
+        """Store an encoded entry. Readable by every process when this returns. Raises WireError."""
+        check_key(key)
+        self.check_writable()
+        seconds = self.seconds(terms)
+        now = boot_clock()
+        self._store(
+            key,
+            payload,
+            expires=now + int(seconds * 1e9),
+            extra=terms.extra(seconds),
+            flags=flags,
+        )
+        if terms.ttl is None:
+            self.default_ttl_sets += 1
+
+    def install(
+        self,
+        key: bytes,
+        payload: bytes,
+        *,
+        expires: int,
+        created: int,
+        extra: bytes,
+        flags: int,
+    ) -> None:
+        """Store an entry that comes from elsewhere, as old as it is; times as the store's."""
+        self.check_writable()
+        self._store(key, payload, expires=expires, created=created, extra=extra, flags=flags)
+
+    def put_some(
+        self, entries: Sequence[tuple[bytes, bytes]], start: int, terms: Terms, flags: int = 0
+    ) -> tuple[int, WireError | None]:
+        """Store entries whose keys were checked, from `start` on.
+
+        Returns how many, and why not more.
+        """
+        self.check_writable()
+        now = boot_clock()
+        seconds = self.seconds(terms)
+        expires = now + int(seconds * 1e9)
+        extra = terms.extra(seconds)
+        put = self._home.store.put
+        at = start
+        try:
+            for at in range(start, len(entries)):
+                key, payload = entries[at]
+                put(key, payload, expires=expires, now=now, extra=extra, flags=flags)
+        except TooLarge as error:
+            try:
+                self._home.refuse_large(key, payload, error, extra)
+            except WireError as refused:
+                return at - start, refused
+        except Damaged as error:
+            self._home.rebuild(error)
+            return at - start, _emptied()
+        if terms.ttl is None:
+            self.default_ttl_sets += len(entries) - start
+        self._home.grow_if_full()
+        return len(entries) - start, None
+
+    def delete(self, key: bytes) -> bool:
+        """Remove an entry; whether one was readable. Raises WireError for a key out of bounds."""
+        check_key(key)
+        return self._home.store.delete(key, boot_clock())
+
+    def expire(self, key: bytes) -> bool:
+        """Make an entry stale: it is served in its grace only, by who asks for stale ones.
+
+        Whether it was fresh. Raises WireError for a key out of bounds.
+        """
+        check_key(key)
+        return self._home.store.expire(key, boot_clock())
+
+    def touch(self, key: bytes, ttl: float | None) -> Held | None:
+        """Have an entry live for `ttl` seconds from now on (None: as its `sliding` says).
+
+        Its age goes on. The entry as it is then, or None when there was none to renew. Raises
+        WireError.
+        """
+        check_key(key)
+        self.check_writable()
+        now = boot_clock()
+        held = self._home.store.get(key, now)
+        if held is None:
+            return None
+        if ttl is None:
+            seconds = (unpack_extra(held.extra).sliding if held.extra else 0) / 10
+            if not seconds:
+                return None
+        else:
+            seconds = check_ttl(ttl)
+        self._store(
+            key,
+            held.payload,
+            expires=now + int(seconds * 1e9),
+            extra=held.extra,
+            flags=held.flags & ~L.FLAG_EXTRA,
+            created=held.created,
+        )
+        return self._home.store.get(key, now)
+
+    def seconds(self, terms: Terms) -> float:
+        """How long an entry with these terms lives. Raises WireError."""
+        return self._home.settings.default_ttl if terms.ttl is None else check_ttl(terms.ttl)
+
+    def check_writable(self) -> None:
+        """Raise WireError while nothing can be stored."""
+        self._home.check_room()
+        if not self._home.settings.enabled:
+            raise WireError(
+                UNAVAILABLE,
+                "the cache is switched off",
+                field="cache.enabled",
+                hint="set cache.enabled to true and restart the daemon",
+            )
+
+    def _store(
+        self,
+        key: bytes,
+        payload: bytes,
+        *,
+        expires: int,
+        extra: bytes,
+        flags: int,
+        created: int | None = None,
+    ) -> None:
+        try:
+            self._home.store.put(
+                key,
+                payload,
+                expires=expires,
+                now=boot_clock(),
+                extra=extra,
+                flags=flags,
+                created=created,
+            )
+        except TooLarge as error:
+            self._home.refuse_large(key, payload, error, extra)
+        except Damaged as error:
+            self._home.rebuild(error)
+            raise _emptied() from error
+        self._home.grow_if_full()
+
+    # ── many entries
+
+    async def keys(self, pattern: str | None, limit: int) -> tuple[list[bytes], bool]:
+        """Up to `limit` readable keys that match, and whether there are more.
+
+        Together they have at most LISTING_BYTES.
+        """
+        matches = matcher(pattern)
+        found: dict[bytes, None] = {}
+        size = 0
+        async with aclosing(every_entry(lambda: self._home.store, lambda: None)) as entries:
+            async for _, entry, now in entries:
+                if entry.fresh_until > now and entry.key not in found and matches(entry.key):
+                    size += len(entry.key)
+                    if len(found) == limit or size > LISTING_BYTES:
+                        return list(found), True
+                    found[entry.key] = None
+        return list(found), False
+
+    async def clear(
+        self,
+        pattern: str | None,
+        *,
+        tags: Sequence[bytes] = (),
+        stale: bool = False,
+        dry_run: bool = False,
+    ) -> int:
+        """Remove every entry that was there when this was called and matches; how many.
+
+        With tags those that have one of them: they are gone at once, and counted by a sweep.
+        With `stale` entries are not removed but made stale: served in their grace, by who asks for
+        stale ones. With `dry_run` nothing changes. Everything is cleared, or made stale, in one
+        step; entries that are stored while a sweep for a pattern goes on stay.
+        """
+        store = self._home.store
+        if pattern is None and not tags and not dry_run:
+            return store.expire_all(boot_clock()) if stale else self._home.clear()
+        matches, wanted = matcher(pattern), frozenset(tags)
+        newest = store.sequence
+        if tags and pattern is None and not stale and not dry_run:
+            store.clear_tags(tags)
+        cleared = 0
+
+        def begin_again() -> None:
+            nonlocal cleared
+            # What was removed so far is gone in the new store too.
+            cleared = 0 if dry_run else cleared
+
+        async with aclosing(every_entry(lambda: self._home.store, begin_again)) as entries:
+            async for store, entry, now in entries:
+                if entry.sequence > newest or not matches(entry.key):
+                    continue
+                if wanted and not (entry.extra and wanted & set(unpack_extra(entry.extra).tags)):
+                    continue
+                readable = (entry.fresh_until or entry.expires) > now
+                if dry_run:
+                    cleared += readable
+                elif stale:
+                    cleared += readable and store.expire(entry.key, now)
+                elif store.drop_found(entry):
+                    cleared += readable
+        if not dry_run and not stale:
+            self._home.store.counters.deletes += cleared
+        return cleared
+
+
+def _emptied() -> WireError:
+    return WireError(INTERNAL, "the store was damaged and has been emptied")
