@@ -20,7 +20,8 @@ class Command(NamedTuple):
     command's words as a person types them. `positional` are the arguments that the CLI takes
     without a flag. `changes` marks what alters state: only such a command is a POST, and
     `http.post` guards it. `large` marks an answer that can have megabytes: a connection is given
-    one such at a time.
+    one such at a time. `waits` marks a request that may be left unanswered for long: limits of its
+    own bound how many of them there are.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Command(NamedTuple):
     example: str | None = None
     changes: bool = False
     large: bool = False
+    waits: bool = False
 
     def args_type(self) -> type[msgspec.Struct] | None:
         """The struct that validates this row's arguments."""
@@ -197,6 +199,25 @@ COMMANDS: Final[tuple[Command, ...]] = (
         positional=("key",),
         example="bi-performance cache touch greeting --ttl 600",
         changes=True,
+    ),
+    Command(
+        "cache.lease",
+        "Ask who loads a missing key: a value is there, or this process loads it, or it waits.",
+        args="CacheLease",
+        result="Leased",
+        waits=True,
+    ),
+    Command(
+        "cache.renew",
+        "Tell that the process is alive: its leases last on.",
+        args="CacheRenew",
+        result="Renewed",
+    ),
+    Command(
+        "cache.release",
+        "Give up a lease, or the wait for one: the next that waits for the key loads it.",
+        args="CacheRelease",
+        result="Released",
     ),
     Command(
         "cache.keys",

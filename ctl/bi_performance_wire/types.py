@@ -19,6 +19,8 @@ MAX_KEYS = 100_000
 """Keys that one request lists."""
 MAX_TTL = 315_360_000.0
 """Seconds: ten years."""
+MAX_LEASE_WAIT = 3600.0
+TOKEN_BYTES = 16
 
 Key = Annotated[
     # Text or bytes; msgspec has no union of the two, so `key_bytes` of the handlers decides.
@@ -44,6 +46,12 @@ Meta = Annotated[
     bytes,
     msgspec.Meta(
         max_length=MAX_META_BYTES, description="a MessagePack map that is kept with the entry"
+    ),
+]
+Token = Annotated[
+    bytes,
+    msgspec.Meta(
+        min_length=TOKEN_BYTES, max_length=TOKEN_BYTES, description="names a lease: grows"
     ),
 ]
 Pattern = Annotated[
@@ -107,6 +115,9 @@ class CacheSet(Args, frozen=True, kw_only=True):
     """Reads renew the entry for its ttl."""
     tags: Tags = []
     meta: Meta = b""
+    token: Token | None = None
+    """The lease under which the value was loaded: stored only if that is current, and the key was
+    neither deleted nor cleared since. Not for `cache.add`."""
 
 
 class CacheSetMany(Args, frozen=True, kw_only=True):
@@ -123,6 +134,64 @@ class CacheSetMany(Args, frozen=True, kw_only=True):
     """Reads renew the entry for its ttl."""
     tags: Tags = []
     meta: Meta = b""
+
+
+class CacheLease(Args, frozen=True, kw_only=True):
+    key: Key
+    wait: Annotated[
+        float,
+        msgspec.Meta(
+            ge=0,
+            le=MAX_LEASE_WAIT,
+            description="seconds to be left unanswered while another one loads; at most"
+            " leases.max_wait",
+        ),
+    ] = 30.0
+    refresh: bool = False
+    """True: to load anew what is there; False: a value that is there is the answer."""
+    payload: bool = False
+    """True: with the answer that there is a value comes the encoded entry, unless it is large."""
+    ticket: Annotated[
+        int | None,
+        msgspec.Meta(
+            ge=0, le=(1 << 63) - 1, description="a name for this request, for cache.release"
+        ),
+    ] = None
+
+
+class Leased(Result, frozen=True, kw_only=True, omit_defaults=True):
+    state: Literal["hit", "leader", "held"]
+    """hit: a value is there, read it; leader: load it, and store it with `token`; held: another one
+    is still loading, after the wait."""
+    token: bytes | None = None
+    ttl: float = 0.0
+    """Seconds without a `cache.renew` after which the lease is another one's."""
+    payload: bytes | None = None
+
+
+class CacheRenew(Args, frozen=True, kw_only=True):
+    token: Token | None = None
+
+
+class Renewed(Result, frozen=True, kw_only=True):
+    renewed: int
+    """How many leases this connection has."""
+    current: bool | None = None
+    """Whether the lease of the token that was given still is."""
+
+
+class CacheRelease(Args, frozen=True, kw_only=True):
+    """`token` of a lease, or `ticket` of a request on this connection, answered or not."""
+
+    token: Token | None = None
+    ticket: int | None = None
+    failed: bool = False
+    """The load was tried and failed: counted."""
+
+
+class Released(Result, frozen=True, kw_only=True):
+    released: bool
+    """Whether there was something to give up."""
 
 
 class CacheDelete(Args, frozen=True, kw_only=True):
@@ -157,7 +226,8 @@ class Stored(Result, frozen=True, kw_only=True, omit_defaults=True):
     stored: int
     """How many entries were written; 0 when `cache.add` found the key present."""
     refused: str | None = None
-    """Only of `cache.set_many` when some entries are too large: why they were not written."""
+    """Why some entries of `cache.set_many`, being too large, or that of a `cache.set` under a lease
+    were not written."""
 
 
 class Deleted(Result, frozen=True, kw_only=True):

@@ -35,6 +35,7 @@ from bi_performanced.events import Broker
 from bi_performanced.fronts.http import HttpFront
 from bi_performanced.fronts.socket import SocketFront
 from bi_performanced.handlers import cache as cache_handlers
+from bi_performanced.handlers import leases as lease_handlers
 from bi_performanced.handlers import monitor as monitor_handlers
 from bi_performanced.handlers import optimizer as optimizer_handlers
 from bi_performanced.handlers import server as server_handlers
@@ -216,6 +217,7 @@ class App:
             runtime_dir=places.runtime,
             state_dir=places.state,
             mode=settings.mode,
+            leases=settings.leases,
         )
         self._broker = Broker()
         self._monitor = Monitor(plan.settings.monitoring, self._cache, places.state)
@@ -235,6 +237,7 @@ class App:
         dispatcher = Dispatcher(
             {
                 **cache_handlers.handlers(self._cache),
+                **lease_handlers.handlers(self._cache),
                 **monitor_handlers.handlers(self._monitor, self._cache, self._facts),
                 **optimizer_handlers.handlers(tuner, self._advisor, self._monitor),
                 **server_handlers.handlers(self._facts, self._broker),
@@ -307,6 +310,7 @@ class App:
                 log.info("daemon.stopping", timeout_seconds=seconds)
                 _end_at_last(seconds + LAST_RESORT)
                 self._broker.stop()
+                self._cache.leasing.stop()
                 self._sockets.stop()
                 self._http.stop()
                 fronts.cancel_scope.deadline = trio.current_time() + seconds

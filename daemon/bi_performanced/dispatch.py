@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Protocol, get_args, get_origin, get_type_hints
 
 import msgspec
 import structlog
@@ -19,6 +19,17 @@ from bi_performance_wire.types import Args
 log = structlog.get_logger("performance")
 
 
+class Line(Protocol):
+    """The connection that a request came on, as handlers know it."""
+
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Have `act` called when the connection ends, or at once when it has."""
+
+    def at_death(self, act: Callable[[], None]) -> None:
+        """Have `act` called when the process that made the connection ends, which another one may
+        hold open. Where that cannot be told, never."""
+
+
 class Caller(NamedTuple):
     """Who asks: credentials of the socket's peer, or None over HTTP."""
 
@@ -26,6 +37,7 @@ class Caller(NamedTuple):
     uid: int | None = None
     gid: int | None = None
     pid: int | None = None
+    line: Line | None = None
 
 
 Handler = Callable[[Any, Caller], Any]

@@ -16,11 +16,12 @@ from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, Cach
 from bi_performanced.cache.clients import Attachment, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
+from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
 from bi_performanced.cache.opening import Opened, open_store
 from bi_performanced.cache.store import Held
 from bi_performanced.cache.terms import Compression, Terms
-from bi_performanced.config import CacheSettings
+from bi_performanced.config import CacheSettings, LeaseSettings
 
 LOOKED_AT = 2000
 """Slots of the index that are looked at to tell whether keys of a prefix are read."""
@@ -33,9 +34,12 @@ class Cache:
     growth work in slices. `run` must be running for readers to trust the store.
     """
 
-    def __init__(self, settings: CacheSettings, opened: Opened, mode: str) -> None:
+    def __init__(
+        self, settings: CacheSettings, opened: Opened, mode: str, leases: LeaseSettings
+    ) -> None:
         self._home = Home(settings, opened)
-        self._local = Local(self._home)
+        self.leasing = Leasing(leases)
+        self._local = Local(self._home, self.leasing)
         self._mode = mode if settings.enabled else "off"
         self._hits = self._misses = 0
         self.compression = Compression()
@@ -46,10 +50,17 @@ class Cache:
 
     @classmethod
     def open(
-        cls, settings: CacheSettings, *, runtime_dir: Path, state_dir: Path, mode: str
+        cls,
+        settings: CacheSettings,
+        *,
+        runtime_dir: Path,
+        state_dir: Path,
+        mode: str,
+        leases: LeaseSettings | None = None,
     ) -> Cache:
         """Take up the store that is there, or make one. Raises WireError as `open_store`."""
-        return cls(settings, open_store(settings, runtime_dir, state_dir), mode)
+        opened = open_store(settings, runtime_dir, state_dir)
+        return cls(settings, opened, mode, leases or LeaseSettings())
 
     def note_compression(self, payload: bytes) -> None:
         """Count what came of compressing an entry of a client of ours."""
@@ -81,8 +92,14 @@ class Cache:
         self._misses += misses
         self._hits += len(found) - misses
 
-    def set(self, key: bytes, payload: bytes, terms: Terms) -> None:
-        """Store an encoded entry. Readable by every process when this returns. Raises WireError."""
+    def set(self, key: bytes, payload: bytes, terms: Terms, token: bytes | None = None) -> None:
+        """Store an encoded entry. Readable by every process when this returns.
+
+        With the token of a lease only if that is current, and the key was neither deleted nor
+        cleared since it was given. Raises WireError, Refused.
+        """
+        if token is not None:
+            self.leasing.admit(token, key, terms.tags)
         self._local.put(key, payload, terms)
 
     def set_some(
@@ -175,6 +192,7 @@ class Cache:
                     "store_bytes": store.memory.size,
                     "entries": store.entries,
                     "size_bytes": store.live_bytes,
+                    "leases": self.leasing.figures(),
                 },
                 redis=None,
             ),
@@ -294,7 +312,10 @@ class Cache:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the readers' deadline, drop what expired, and grow, until cancelled."""
-        await self._home.run(task_status=task_status)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.leasing.run)
+            await self._home.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
 
     def close(self) -> None:
         """Tell readers that nobody keeps this store, and let go of it; the file stays."""

@@ -10,6 +10,7 @@ from bi_performance_wire.errors import INTERNAL, UNAVAILABLE, WireError
 from bi_performance_wire.extra import unpack_extra
 from bi_performanced.cache.clients import boot_clock
 from bi_performanced.cache.home import Home
+from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.store import Damaged, Held, TooLarge
 from bi_performanced.cache.sweeping import every_entry
@@ -21,8 +22,9 @@ LISTING_BYTES = 4 << 20
 class Local:
     """What is stored on this host. Synchronous calls take a few microseconds of the loop."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, leasing: Leasing) -> None:
         self._home = home
+        self._leasing = leasing
         self.default_ttl_sets = 0
         """Entries that were stored without a ttl of their own."""
 
@@ -51,6 +53,7 @@ class Local:
         )
         if terms.ttl is None:
             self.default_ttl_sets += 1
+        self._leasing.stored(key, payload)
 
     def install(
         self,
@@ -65,6 +68,7 @@ class Local:
         """Store an entry that comes from elsewhere, as old as it is; times as the store's."""
         self.check_writable()
         self._store(key, payload, expires=expires, created=created, extra=extra, flags=flags)
+        self._leasing.stored(key, payload)
 
     def put_some(
         self, entries: Sequence[tuple[bytes, bytes]], start: int, terms: Terms, flags: int = 0
@@ -78,12 +82,14 @@ class Local:
         seconds = self.seconds(terms)
         expires = now + int(seconds * 1e9)
         extra = terms.extra(seconds)
-        put = self._home.store.put
+        put, leases = self._home.store.put, self._leasing.leases
         at = start
         try:
             for at in range(start, len(entries)):
                 key, payload = entries[at]
                 put(key, payload, expires=expires, now=now, extra=extra, flags=flags)
+                if leases.held:
+                    self._leasing.stored(key, payload)
         except TooLarge as error:
             try:
                 self._home.refuse_large(key, payload, error, extra)
@@ -100,6 +106,7 @@ class Local:
     def delete(self, key: bytes) -> bool:
         """Remove an entry; whether one was readable. Raises WireError for a key out of bounds."""
         check_key(key)
+        self._leasing.leases.void(key)
         return self._home.store.delete(key, boot_clock())
 
     def expire(self, key: bytes) -> bool:
@@ -108,6 +115,7 @@ class Local:
         Whether it was fresh. Raises WireError for a key out of bounds.
         """
         check_key(key)
+        self._leasing.leases.void(key)
         return self._home.store.expire(key, boot_clock())
 
     def touch(self, key: bytes, ttl: float | None) -> Held | None:
@@ -215,6 +223,8 @@ class Local:
         step; entries that are stored while a sweep for a pattern goes on stay.
         """
         store = self._home.store
+        if not dry_run:
+            self._void(pattern, tags)
         if pattern is None and not tags and not dry_run:
             return store.expire_all(boot_clock()) if stale else self._home.clear()
         matches, wanted = matcher(pattern), frozenset(tags)
@@ -244,6 +254,14 @@ class Local:
         if not dry_run and not stale:
             self._home.store.counters.deletes += cleared
         return cleared
+
+    def _void(self, pattern: str | None, tags: Sequence[bytes]) -> None:
+        """What is being loaded of what is cleared now is older than that."""
+        if tags:
+            # Whatever the pattern: which tags a value will have is known when it comes.
+            self._leasing.leases.void_tags(tags)
+        else:
+            self._leasing.leases.void_all(None if pattern is None else matcher(pattern))
 
 
 def _emptied() -> WireError:

@@ -89,6 +89,34 @@ class CacheSettings:
 
 
 @dataclass(frozen=True)
+class LeaseSettings:
+    ttl: float = seconds(
+        2.0,
+        "without a heartbeat of the process that loads a missing key, after which the next one that"
+        " waits for it loads it",
+        low=0.2,
+    )
+    max_wait: float = seconds(60.0, "for a request for a lease to be left unanswered")
+    max_total: int = setting(
+        20_000,
+        "leases and requests that wait for one, of all processes; half of them for one user",
+        unit="leases",
+        low=2,
+        high=10_000_000,
+    )
+    max_per_connection: int = setting(
+        5_000, "the same of one connection", unit="leases", low=1, high=10_000_000
+    )
+    max_waiters: int = setting(
+        2_000,
+        "requests that wait for one key, a process makes one; half of them for one user",
+        unit="requests",
+        low=2,
+        high=1_000_000,
+    )
+
+
+@dataclass(frozen=True)
 class DatabaseSettings:
     url: str | None = setting(
         None,
@@ -252,6 +280,7 @@ class Settings:
     """The whole configuration; `origins` says of each key where its value came from."""
 
     cache: CacheSettings = CacheSettings()
+    leases: LeaseSettings = LeaseSettings()
     database: DatabaseSettings = DatabaseSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
     tasks: TasksSettings = TasksSettings()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from array import array
+from collections.abc import Callable
 from contextlib import suppress
 
 import msgspec
@@ -39,6 +41,8 @@ _decode_notification = msgspec.msgpack.Decoder(tuple[int, str, msgspec.Raw]).dec
 _decode_bin_request = msgspec.msgpack.Decoder(tuple[int, int, bytes, msgspec.Raw]).decode
 _decode_bin_notification = msgspec.msgpack.Decoder(tuple[int, bytes, msgspec.Raw]).decode
 _UCRED = struct.Struct("3i")
+_SO_PEERPIDFD = 77
+"""Of Linux 6.5 and newer: a descriptor of the very process that connected."""
 _NO_ID = 0
 
 
@@ -158,7 +162,12 @@ class Connection:
         self._settings = settings
         self._framer = Framer(limits)
         self._dispatcher = dispatcher
-        self.caller = _caller(peer)
+        self.caller = _caller(peer, self)
+        self._at_end: list[Callable[[], None]] = []
+        self._at_death: list[Callable[[], None]] = []
+        self._nursery: trio.Nursery | None = None
+        self._watched = False
+        self._ended = False
         self.scope = trio.CancelScope()
         self._receiving = trio.CancelScope()
         self._listening = False
@@ -167,6 +176,7 @@ class Connection:
         self._large = trio.Lock()
         """Held from the start of a request whose answer may be large until that has been sent."""
         self._in_flight = 0
+        self._waiting = 0
         self._attachment: Attachment | None = None
         self._subscription: Subscription | None = None
         self._heard_at = trio.current_time()
@@ -176,6 +186,32 @@ class Connection:
         """Bytes of answers, those in `_answers` and the rest of what is being sent."""
         self._buffers = buffers
         self.evicted = False
+
+    def at_end(self, act: Callable[[], None]) -> None:
+        """See `Line`."""
+        if self._ended:
+            act()
+        else:
+            self._at_end.append(act)
+
+    def at_death(self, act: Callable[[], None]) -> None:
+        """See `Line`."""
+        self._at_death.append(act)
+        if not self._watched and self._nursery is not None:
+            self._watched = True
+            self._nursery.start_soon(self._watch_process)
+
+    async def _watch_process(self) -> None:
+        """A forked child may keep the socket of a process that has ended."""
+        pidfd = _process(self._peer, self.caller.pid or 0)
+        if pidfd is None:
+            return
+        try:
+            await trio.lowlevel.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+        for act in self._at_death:
+            act()
 
     def evict(self) -> None:
         """Make room for the others, telling the peer when that can be done."""
@@ -204,7 +240,8 @@ class Connection:
                 return "write_timeout"
             return None
         quiet = now - self._heard_at > self._settings.idle_timeout
-        needed = self._in_flight or self._attachment or self._subscription is not None
+        busy = self._in_flight or self._waiting
+        needed = busy or self._attachment or self._subscription is not None
         if quiet and not needed:
             return "idle_timeout"
         return None
@@ -219,14 +256,18 @@ class Connection:
         """Answer requests until the peer closes, breaks the protocol, or is cut."""
         try:
             with self.scope:
-                async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as nursery, trio.open_nursery() as watching:
+                    self._nursery = watching
                     with self._receiving:
                         await self._receive(nursery)
                     self._listen_to(None, nursery)
+                    self._end()
+                    watching.cancel_scope.cancel()
         except* OSError:
             # The peer is gone; what it asked for has nobody to go to.
             pass
         finally:
+            self._end()
             if self._attachment is not None:
                 self._attachment.close()
             if self._subscription is not None:
@@ -234,6 +275,13 @@ class Connection:
             self._peer.close()
             if not self.evicted:
                 self._buffers.update(self, 0, progress=True)
+
+    def _end(self) -> None:
+        """Nothing more is read: what was kept for the peer ends, and who waits for it is told."""
+        self._ended = True
+        acts, self._at_end = self._at_end, []
+        for act in acts:
+            act()
 
     async def _receive(self, nursery: trio.Nursery) -> None:
         framer = self._framer
@@ -330,6 +378,10 @@ class Connection:
             await self._flush()
 
     def _later(self, number: int | None, work: Pending, nursery: trio.Nursery) -> None:
+        if work.row.waits:
+            # Bounded by what it waits for: it must not keep other requests from being made.
+            nursery.start_soon(self._wait, number, work)
+            return
         if self._in_flight >= self._settings.max_in_flight:
             work.close()
             raise WireError(
@@ -340,6 +392,14 @@ class Connection:
             )
         self._in_flight += 1
         nursery.start_soon(self._finish, number, work)
+
+    async def _wait(self, number: int | None, work: Pending) -> None:
+        self._waiting += 1
+        try:
+            await self._answer(number, work)
+        finally:
+            work.close()
+            self._waiting -= 1
 
     async def _finish(self, number: int | None, work: Pending) -> None:
         try:
@@ -449,7 +509,20 @@ def _not_a_request() -> WireError:
     )
 
 
-def _caller(peer: socket.socket) -> Caller:
+def _process(peer: socket.socket, pid: int) -> int | None:
+    """A descriptor that is readable when the process has ended that connected, where there is
+    one: not for a process of a PID namespace that cannot be seen from here."""
+    try:
+        return peer.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError:
+        pass
+    try:
+        return os.pidfd_open(pid) if pid else None
+    except OSError:
+        return None
+
+
+def _caller(peer: socket.socket, line: Connection) -> Caller:
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, gid = _UCRED.unpack(credentials)
-    return Caller("socket", uid, gid, pid)
+    return Caller("socket", uid, gid, pid, line)

@@ -23,6 +23,7 @@ from bi_performance_wire.value import (
 from bi_performanced.cache.clients import Attachment
 from bi_performanced.cache.component import Cache
 from bi_performanced.cache.home import Growing
+from bi_performanced.cache.leases import Refused
 from bi_performanced.cache.terms import Terms, check_key
 from bi_performanced.dispatch import Caller, Handler
 
@@ -214,11 +215,16 @@ def _entry(cache: Cache, args: types.CacheSet) -> bytes:
 
 def put(cache: Cache, args: types.CacheSet) -> Any:
     name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
-    return _when_grown(cache, lambda: _put(cache, name, entry, terms))
+    return _when_grown(cache, lambda: _put(cache, name, entry, terms, args.token))
 
 
-def _put(cache: Cache, name: bytes, entry: bytes, terms: Terms) -> types.Stored:
-    cache.set(name, entry, terms)
+def _put(
+    cache: Cache, name: bytes, entry: bytes, terms: Terms, token: bytes | None
+) -> types.Stored:
+    try:
+        cache.set(name, entry, terms, token)
+    except Refused as refused:
+        return types.Stored(stored=0, refused=str(refused))
     return types.Stored(stored=1)
 
 
@@ -249,6 +255,8 @@ def tag_bytes(tags: list[str]) -> tuple[bytes, ...]:
 
 
 def add(cache: Cache, args: types.CacheSet) -> Any:
+    if args.token is not None:
+        raise WireError(INVALID_ARGUMENT, "only cache.set stores under a lease", field="token")
     name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
     return _when_grown(cache, lambda: types.Stored(stored=int(cache.add(name, entry, terms))))
 
