@@ -54,6 +54,10 @@ Token = Annotated[
         min_length=TOKEN_BYTES, max_length=TOKEN_BYTES, description="names a lease: grows"
     ),
 ]
+Ticket = Annotated[
+    int,
+    msgspec.Meta(ge=0, le=(1 << 63) - 1, description="the client's name for one of its requests"),
+]
 Pattern = Annotated[
     str,
     msgspec.Meta(
@@ -151,12 +155,7 @@ class CacheLease(Args, frozen=True, kw_only=True):
     """True: to load anew what is there; False: a value that is there is the answer."""
     payload: bool = False
     """True: with the answer that there is a value comes the encoded entry, unless it is large."""
-    ticket: Annotated[
-        int | None,
-        msgspec.Meta(
-            ge=0, le=(1 << 63) - 1, description="a name for this request, for cache.release"
-        ),
-    ] = None
+    ticket: Ticket | None = None
 
 
 class Leased(Result, frozen=True, kw_only=True, omit_defaults=True):
@@ -184,7 +183,7 @@ class CacheRelease(Args, frozen=True, kw_only=True):
     """`token` of a lease, or `ticket` of a request on this connection, answered or not."""
 
     token: Token | None = None
-    ticket: int | None = None
+    ticket: Ticket | None = None
     failed: bool = False
     """The load was tried and failed: counted."""
 
