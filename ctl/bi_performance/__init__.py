@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bi_performance.client import CacheEntry, Key, PerformanceCache
+    from bi_performance.checks import Key
+    from bi_performance.client import CacheEntry, PerformanceCache
     from bi_performance.optimizer import PerformanceOptimizer, get_performance_optimizer
 
     cache: PerformanceCache

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 from bi_performance.asking import TIMEOUT, ask, ask_now
+from bi_performance.checks import (
+    Items,
+    Key,
+    check_keys,
+    check_limit,
+    clear_args,
+    key_bytes,
+    not_utf8,
+    pairs,
+    pattern_args,
+    seen_key,
+    terms_of,
+)
 from bi_performance.drivers import let_others_run
 from bi_performance.link import Link
 from bi_performance.protocol import MAX_REQUEST
@@ -15,19 +27,13 @@ from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
 from bi_performance_wire.batch import pack
 from bi_performance_wire.errors import TOO_LARGE, WireError
-from bi_performance_wire.extra import MAX_TAG_BYTES, MAX_TAGS
-from bi_performance_wire.types import MAX_KEY_BYTES, MAX_KEYS, MAX_PATTERN_CHARS, MAX_TTL
+from bi_performance_wire.types import MAX_KEY_BYTES
 from bi_performance_wire.value import ValueFormatError, encode
-
-Key = str | bytes
-Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any] | Iterable[tuple[Key, Any]]
-"""What `set_many` takes: a mapping (its key type is invariant, hence three) or pairs."""
 
 SWEEP_TIMEOUT: Final = 60.0
 """Seconds for a request that looks at every entry."""
 TURN_NS: Final = 1_000_000
 """Nanoseconds of hits after which the event loop has a turn."""
-SEEN_PREFIX: Final = b"seen:"
 _BATCH_BYTES: Final = 8 << 20
 _BATCH_KEYS: Final = 1000
 _ENVELOPE: Final = 2 * MAX_KEY_BYTES
@@ -49,159 +55,6 @@ class CacheEntry:
     level: str | None = None
     ttl: float | None = None
     """Seconds left, or None for an entry that does not expire."""
-
-
-def key_bytes(key: Key, what: str = "a key", most: int = MAX_KEY_BYTES) -> bytes:
-    """A key as bytes; raises TypeError or ValueError for what is none."""
-    if isinstance(key, str):
-        try:
-            key = key.encode()
-        except UnicodeEncodeError as error:
-            raise _not_utf8(key, what) from error
-    elif not isinstance(key, bytes):
-        raise TypeError(f"{what} is str or bytes, not {type(key).__name__}")
-    if not 0 < len(key) <= most:
-        raise ValueError(f"{what} has 1 to {most} bytes, this one {len(key)}")
-    return key
-
-
-def _seen_key(fingerprint: Key) -> bytes:
-    """The key that stands for a fingerprint; raises TypeError or ValueError for what is none."""
-    name = key_bytes(fingerprint, "a fingerprint", MAX_KEY_BYTES - len(SEEN_PREFIX))
-    return SEEN_PREFIX + name
-
-
-def _not_utf8(key: Key, what: str = "a key") -> ValueError:
-    return ValueError(
-        f"{what} is text that UTF-8 can say; this one has lone surrogates: {key!r:.80}"
-    )
-
-
-def check_ttl(ttl: float | None) -> float | None:
-    """A time to live in seconds; raises TypeError or ValueError for what is none."""
-    if ttl is None:
-        return None
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-        raise TypeError(f"ttl is a number of seconds, not {type(ttl).__name__}")
-    try:
-        seconds = float(ttl)
-    except OverflowError:
-        seconds = math.inf
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"ttl must be more than 0 seconds and finite, not {ttl!r:.40}")
-    if seconds > MAX_TTL:
-        raise ValueError(f"ttl must be at most {MAX_TTL:.0f} seconds, not {ttl!r:.40}")
-    return seconds
-
-
-def check_grace(grace: float) -> float:
-    """Seconds that a stale entry may be served; raises TypeError or ValueError for what is none."""
-    if isinstance(grace, bool) or not isinstance(grace, int | float):
-        raise TypeError(f"grace is a number of seconds, not {type(grace).__name__}")
-    if not 0 <= grace <= MAX_TTL:
-        raise ValueError(f"grace must be 0 to {MAX_TTL:.0f} seconds, not {grace!r:.40}")
-    return float(grace)
-
-
-def check_tags(tags: Iterable[str]) -> list[str]:
-    """Tags as they are sent; raises TypeError or ValueError for what is none."""
-    if isinstance(tags, str | bytes):
-        raise TypeError("tags is a list of tags, not one tag")
-    found = list(dict.fromkeys(tags))
-    if len(found) > MAX_TAGS:
-        raise ValueError(f"an entry has at most {MAX_TAGS} tags, not {len(found)}")
-    for tag in found:
-        if not isinstance(tag, str):
-            raise TypeError(f"a tag is str, not {type(tag).__name__}")
-        try:
-            size = len(tag.encode())
-        except UnicodeEncodeError as error:
-            raise _not_utf8(tag, "a tag") from error
-        if not 0 < size <= MAX_TAG_BYTES:
-            raise ValueError(f"a tag has 1 to {MAX_TAG_BYTES} bytes, this one {size}")
-    return found
-
-
-def terms_of(
-    ttl: float | None = None,
-    *,
-    tags: Iterable[str] = (),
-    grace: float = 0.0,
-    sliding: bool = False,
-    meta: bytes = b"",
-) -> dict[str, Any]:
-    """The arguments that say what an entry is stored with; raises TypeError or ValueError."""
-    terms: dict[str, Any] = {}
-    if (seconds := check_ttl(ttl)) is not None:
-        terms["ttl"] = seconds
-    if found := check_tags(tags):
-        terms["tags"] = found
-    if given := check_grace(grace):
-        terms["grace"] = given
-    if sliding:
-        terms["sliding"] = True
-    if meta:
-        terms["meta"] = meta
-    return terms
-
-
-def _clear_args(
-    pattern: str | None, tags: Iterable[str], stale: bool, dry_run: bool
-) -> dict[str, Any]:
-    args = _pattern_args(pattern)
-    if found := check_tags(tags):
-        args["tags"] = found
-    if stale:
-        args["stale"] = True
-    if dry_run:
-        args["dry_run"] = True
-    return args
-
-
-def _check_limit(limit: int) -> int:
-    """How many keys are asked for; raises TypeError or ValueError for what is no such number."""
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"limit is a whole number, not {type(limit).__name__}")
-    if not 1 <= limit <= MAX_KEYS:
-        raise ValueError(f"limit must be 1 to {MAX_KEYS}")
-    return limit
-
-
-def _pattern_args(pattern: str | None) -> dict[str, Any]:
-    """The argument for a pattern; raises TypeError or ValueError for what is none."""
-    if pattern is None:
-        return {}
-    if not isinstance(pattern, str):
-        raise TypeError(f"a pattern is str, not {type(pattern).__name__}")
-    if not 0 < len(pattern) <= MAX_PATTERN_CHARS:
-        size = len(pattern)
-        raise ValueError(f"a pattern has 1 to {MAX_PATTERN_CHARS} characters, this one {size}")
-    try:
-        pattern.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"a pattern is text that UTF-8 can say; this one has lone surrogates: {pattern!r:.80}"
-        ) from error
-    return {"pattern": pattern}
-
-
-def _check_keys(keys: Iterable[Key]) -> Iterable[Key]:
-    if isinstance(keys, str | bytes):
-        raise TypeError("keys is a list of keys, not one key")
-    return keys
-
-
-def _pairs(items: Items) -> Iterable[tuple[Key, Any]]:
-    """Keys and values; raises TypeError naming the place of what is no such pair."""
-    if isinstance(items, Mapping):
-        yield from items.items()
-        return
-    for at, pair in enumerate(items):
-        try:
-            key, value = pair
-        except (TypeError, ValueError):
-            raise TypeError(f"items[{at}] is no pair of key and value: {pair!r:.80}") from None
-        yield key, value
 
 
 class _Common:
@@ -266,7 +119,7 @@ class _Common:
         batches: list[dict[str, Any]] = []
         batch: list[tuple[bytes, bytes]] = []
         size = 0
-        for key, value in _pairs(items):
+        for key, value in pairs(items):
             name = key_bytes(key)
             try:
                 payload = encode(value, compress=compress)
@@ -341,7 +194,7 @@ class PerformanceCache(_Common):
             name = key.encode() if key.__class__ is str else key_bytes(key)
             value = reader.read(name)
         except UnicodeEncodeError as error:
-            raise _not_utf8(key) from error
+            raise not_utf8(key) from error
         except ValueFormatError:
             # What a foreign client stored under another client's marker is no value.
             return default
@@ -368,7 +221,7 @@ class PerformanceCache(_Common):
         """The values of those keys that are there."""
         found = {}
         missing = object()
-        for key in _check_keys(keys):
+        for key in check_keys(keys):
             value = await self.get(key, missing)
             if value is not missing:
                 found[key] = value
@@ -435,7 +288,7 @@ class PerformanceCache(_Common):
         With `stale` they are not removed but made stale, with `dry_run` only counted. Returns how
         many, or None when the daemon is away.
         """
-        args = _clear_args(pattern, tags, stale, dry_run)
+        args = clear_args(pattern, tags, stale, dry_run)
         answer = await self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
         return answer["cleared"] if answer else None
 
@@ -445,7 +298,7 @@ class PerformanceCache(_Common):
         At most `limit`, and at most 4 MiB of them: fewer for that reason is logged, at a limited
         rate.
         """
-        args = {"limit": _check_limit(limit)} | _pattern_args(pattern)
+        args = {"limit": check_limit(limit)} | pattern_args(pattern)
         answer = await self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return self._listed(answer, limit)
 
@@ -461,7 +314,7 @@ class PerformanceCache(_Common):
         False. While the daemon is away it is False, and counted in `unavailable`; in `observe` it
         is False too, and counted as a read that would have found something.
         """
-        key = _seen_key(fingerprint)
+        key = seen_key(fingerprint)
         if await self.get(key) is not None:
             return True
         args = self._set_args(key, 1, terms_of(ttl))
@@ -491,7 +344,7 @@ class SyncCache(_Common):
             if value is DETACHED:
                 value = self._read_again(key_bytes(key))
         except UnicodeEncodeError as error:
-            raise _not_utf8(key) from error
+            raise not_utf8(key) from error
         except ValueFormatError:
             return default
         if value.__class__ is Outcome:
@@ -507,7 +360,7 @@ class SyncCache(_Common):
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The values of those keys that are there."""
         missing = object()
-        found = ((key, self.get(key, missing)) for key in _check_keys(keys))
+        found = ((key, self.get(key, missing)) for key in check_keys(keys))
         return {key: value for key, value in found if value is not missing}
 
     def set(
@@ -555,13 +408,13 @@ class SyncCache(_Common):
         dry_run: bool = False,
     ) -> int | None:
         """Remove, make stale or count every entry, or some. See PerformanceCache."""
-        args = _clear_args(pattern, tags, stale, dry_run)
+        args = clear_args(pattern, tags, stale, dry_run)
         answer = self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
         return answer["cleared"] if answer else None
 
     def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
         """Keys that are there, or None when the daemon is away."""
-        args = {"limit": _check_limit(limit)} | _pattern_args(pattern)
+        args = {"limit": check_limit(limit)} | pattern_args(pattern)
         answer = self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return self._listed(answer, limit)
 
@@ -572,7 +425,7 @@ class SyncCache(_Common):
 
     def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         """Whether any process of the host called this with the fingerprint within `ttl` seconds."""
-        key = _seen_key(fingerprint)
+        key = seen_key(fingerprint)
         if self.get(key) is not None:
             return True
         args = self._set_args(key, 1, terms_of(ttl))
