@@ -20,10 +20,15 @@ from bi_performance.client import SyncCache
 from bi_performance.optimizer import PerformanceOptimizer
 from support.cgroup import MemoryGroup, memory_group
 from support.clients import RawClient
-from support.daemon import DaemonProcess, wait_until
+from support.daemon import QUICK, DaemonProcess, wait_until
 
 PROGRAM = [sys.executable, "-m", "bi_performance_ctl.main"]
 MIN_READS = 1000
+PRESSED = (
+    *(sys.executable, "-c"),
+    "from bi_performanced.advice import rules; rules.PRESSURE_SAMPLES = 4\n" + QUICK[1],
+)
+"""Four samples instead of ten, each of which has to be a second after the start."""
 
 
 class Advised:
@@ -111,11 +116,10 @@ def advised(
     (folder / "config" / "performance.toml").write_text(
         f"[performance.advice]\ninterval = 0.2\nwindow = {window}\n{settings}"
     )
-    program = ("-m", "bi_performanced.main")
     started = (
-        DaemonProcess(folder)
+        DaemonProcess(folder, program=QUICK)
         if group is None
-        else DaemonProcess(folder, python="sh", program=(*group.shell, sys.executable, *program))
+        else DaemonProcess(folder, python="sh", program=(*group.shell, *PRESSED))
     )
     with started as daemon:
         made = Advised(daemon, window)
@@ -184,7 +188,7 @@ def test_keys_of_which_some_are_read_are_not_to_be_cleared(tmp_path: Path) -> No
 
 
 def test_misses_that_come_from_expiry(tmp_path: Path) -> None:
-    with advised(tmp_path, "[performance.cache]\ndefault_ttl = 0.5\n", window=60.0) as host:
+    with advised(tmp_path, "[performance.cache]\ndefault_ttl = 0.3\n", window=60.0) as host:
         keys = [f"price:{n}" for n in range(300)]
 
         def once_expired() -> None:
@@ -193,7 +197,7 @@ def test_misses_that_come_from_expiry(tmp_path: Path) -> None:
 
         found = host.raised("cache.expiry", once_expired)
         evidence = found["evidence"]
-        assert evidence["new_entries_expired_before"] > 300 and evidence["default_ttl"] == 0.5
+        assert evidence["new_entries_expired_before"] > 300 and evidence["default_ttl"] == 0.3
         before = host.hit_rate(once_expired)
         host.follow(found)
         scrape(host.cache, keys)
@@ -260,7 +264,7 @@ def test_values_that_do_not_compress(tmp_path: Path) -> None:
 
 
 def test_a_store_larger_than_its_use(tmp_path: Path) -> None:
-    with advised(tmp_path, '[performance.cache]\nmax_bytes = "128 MiB"\n', window=3.0) as host:
+    with advised(tmp_path, '[performance.cache]\nmax_bytes = "128 MiB"\n', window=1.5) as host:
         value = os.urandom(256 << 10)
         for n in range(150):
             assert host.cache.set(f"large:{n}", value)
@@ -303,7 +307,7 @@ def test_memory_pressure_in_a_control_group(tmp_path: Path) -> None:
             host.cache.get(kept[0])
             stats = host.control.result("cache.stats")
             store_bytes: int = stats["levels"]["local"]["store_bytes"]
-            return group.used() < store_bytes + (64 << 20)
+            return group.used() < store_bytes + (48 << 20)
 
         wait_until(settled, within=60, what="the memory of the stores that it has grown out of")
         with group.ballast(group.free() - (20 << 20)):
@@ -320,15 +324,15 @@ def test_memory_pressure_in_a_control_group(tmp_path: Path) -> None:
             wait_until(
                 lambda: (
                     "memory.pressure" not in host.recommendations()
-                    and host.analysis()["window"]["seconds"] > 12
+                    and host.analysis()["window"]["seconds"] > 5
                 ),
                 within=40,
-                what="a look at ten further samples",
+                what="a look at as many further samples",
             )
 
 
 def test_a_healthy_cache_gets_no_advice(tmp_path: Path) -> None:
-    with advised(tmp_path, window=2.0) as host:
+    with advised(tmp_path, window=1.0) as host:
         keys = [f"page:{n}" for n in range(500)]
         host.cache.set_many({f"text:{n}": "word " * 2000 for n in range(300)})
         began = time.monotonic()
@@ -340,7 +344,7 @@ def test_a_healthy_cache_gets_no_advice(tmp_path: Path) -> None:
             return time.monotonic() - began > 2 * host.window
 
         wait_until(measured, within=30, what="two windows")
-        assert host.control.result("recommendations")["window_seconds"] >= 2.0
+        assert host.control.result("recommendations")["window_seconds"] >= 1.0
 
 
 def test_nothing_is_said_before_the_least_sample(tmp_path: Path) -> None:

@@ -46,22 +46,22 @@ def processes_in(folder: Path) -> list[str]:
 
 
 def test_the_demo_tells_what_the_sidecar_saves_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    process = start(tmp_path, "--pages", "60", "--processes", "2", "--json-output")
+    process = start(tmp_path, "--pages", "40", "--processes", "2", "--json-output")
     out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     result: dict[str, Any] = json.loads(out)
-    assert result["site"]["pages"] == 60
+    assert result["site"]["pages"] == 40
     assert [each["overlap_percent"] for each in result["overlaps"]] == [0, 20, 80]
     for each in result["overlaps"]:
         arms = {row["arm"]: row for row in each["arms"]}
         assert set(arms) == {"none", "dict", "diskcache", "sidecar"}
         assert all(row["facts"] > 0 and row["errors"] == 0 for row in arms.values())
-        assert all(row["visits"] == row["hits"] + row["fetched"] == 60 for row in arms.values())
-        assert arms["none"]["fetched"] == 60
+        assert all(row["visits"] == row["hits"] + row["fetched"] == 40 for row in arms.values())
+        assert arms["none"]["fetched"] == 40
         # Every repeat is avoided, save those that two processes began at once.
         assert arms["sidecar"]["hits"] >= arms["sidecar"]["repeated"] * 0.8
     assert result["outage"]["errors"] == 0
-    assert result["outage"]["visits"] == 60
+    assert result["outage"]["visits"] == 40
     # A scraper returns within a tenth of a second of the restart; a page or two may be before.
     assert 0 < result["recrawl"]["hits"] <= result["outage"]["entries_after"]
     assert result["recrawl"]["hits"] >= result["outage"]["entries_after"] * 0.8

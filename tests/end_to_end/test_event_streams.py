@@ -15,7 +15,7 @@ import msgpack
 import pytest
 
 from support.clients import RawClient
-from support.daemon import DaemonProcess, wait_until
+from support.daemon import QUICK, DaemonProcess, wait_until
 
 EVENTS = "/performance/events"
 
@@ -108,7 +108,7 @@ def test_a_component_that_degrades_and_recovers_is_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with (
-            DaemonProcess(tmp_path, http=f"127.0.0.1:{port}") as daemon,
+            DaemonProcess(tmp_path, http=f"127.0.0.1:{port}", program=QUICK) as daemon,
             RawClient(daemon.socket, timeout=20) as client,
         ):
             client.result("subscribe", topics=["health"])

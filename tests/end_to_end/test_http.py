@@ -8,7 +8,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 
 from bi_performance_wire.commands import COMMANDS
 from support.clients import RawClient
-from support.daemon import DaemonProcess, wait_until
+from support.daemon import QUICK, DaemonProcess, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +32,9 @@ def http(daemon: DaemonProcess) -> Iterator[httpx.Client]:
         yield client
 
 
-def with_settings(folder: Path, section: str) -> DaemonProcess:
+def with_settings(folder: Path, section: str, general: str = "") -> DaemonProcess:
     file = folder / "performance.toml"
-    file.write_text(f"[performance.http]\n{section}\n")
+    file.write_text(f"[performance]\n{general}\n[performance.http]\n{section}\n")
     return DaemonProcess(folder, "--config", str(file))
 
 
@@ -249,7 +248,7 @@ def test_a_taken_port_degrades_and_names_who_has_it(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with (
-            DaemonProcess(tmp_path, http=f"127.0.0.1:{port}") as daemon,
+            DaemonProcess(tmp_path, http=f"127.0.0.1:{port}", program=QUICK) as daemon,
             RawClient(daemon.socket) as client,
         ):
             status = client.result("status")
@@ -375,7 +374,8 @@ def test_an_attack_is_answered_with_an_error_and_nobody_else_notices(
 
 
 def test_a_client_that_never_reads_is_cut_and_the_stop_is_in_time(tmp_path: Path) -> None:
-    with with_settings(tmp_path, "write_timeout = 1.5\nmax_connections = 50") as daemon:
+    settings = "write_timeout = 1.5\nmax_connections = 50"
+    with with_settings(tmp_path, settings, "shutdown_timeout = 1") as daemon:
         path = "/performance/openapi.json"
         with requests_go_on(daemon), connect(daemon) as stalled:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -400,9 +400,7 @@ def test_a_client_that_never_reads_is_cut_and_the_stop_is_in_time(tmp_path: Path
         with contextlib.suppress(TimeoutError):
             for _ in range(5000):
                 again.sendall(request_of(daemon, path))
-        began = time.monotonic()
-        assert daemon.stop(within=10) == 0
-        assert time.monotonic() - began < 10
+        assert daemon.stop(within=3) == 0
         again.close()
 
 

@@ -67,6 +67,8 @@ def test_a_signal_stops_it_cleanly(daemon: DaemonProcess, number: int) -> None:
 
 def test_it_stops_in_time_whatever_hangs_on_it(tmp_path: Path) -> None:
     """Clients that are idle, that read nothing of a large answer, that send half a request."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "performance.toml").write_text("[performance]\nshutdown_timeout = 1\n")
     with DaemonProcess(tmp_path) as daemon:
         assert daemon.process is not None
         optimizer = PerformanceOptimizer(str(daemon.socket))
@@ -81,9 +83,7 @@ def test_it_stops_in_time_whatever_hangs_on_it(tmp_path: Path) -> None:
         host, port = daemon.http_url.removeprefix("http://").split(":")
         slow = socket.create_connection((host, int(port)))
         slow.sendall(b"GET /performance/status HTTP/1.1\r\n")
-        began = time.monotonic()
-        assert daemon.stop(within=10) == 0
-        assert time.monotonic() - began < 10
+        assert daemon.stop(within=3) == 0
         assert idle.receive() is None
         for each in (idle, stalled, half):
             each.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -133,24 +134,31 @@ def apply(target: Store, state: State, rng: random.Random, serial: int) -> tuple
     return sweep, after
 
 
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """A folder where a file is made without a disk: there are thousands."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_no_deleted_or_superseded_value_is_read_after_a_kill_at_any_store(
-    tmp_path: Path, seed: int
+    in_memory: Path, seed: int
 ) -> None:
-    _scenario(tmp_path, seed, steps=120)
+    _scenario(in_memory, seed, steps=120)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_no_deleted_or_superseded_value_is_read_after_a_kill_in_long_scenarios(
-    tmp_path: Path, seed: int
+    in_memory: Path, seed: int
 ) -> None:
-    _scenario(tmp_path, seed, steps=250)
+    _scenario(in_memory, seed, steps=250)
 
 
-def _scenario(tmp_path: Path, seed: int, *, steps: int) -> None:
+def _scenario(folder: Path, seed: int, *, steps: int) -> None:
     rng = random.Random(seed)
-    subject = Store(Memory.create(tmp_path / "store", 6, 3000, epoch=1))
+    subject = Store(Memory.create(folder / "store", 6, 3000, epoch=1))
     camera = Camera(subject.memory)
     state: State = {}
     checked = 0
@@ -159,7 +167,7 @@ def _scenario(tmp_path: Path, seed: int, *, steps: int) -> None:
         allowed = {key: {state.get(key), after.get(key), None} for key in state | after}
         images = camera.during(action)
         for image in torn(images):
-            check(tmp_path / "killed", image, allowed)
+            check(folder / "killed", image, allowed)
             checked += 1
         # What the change acknowledged holds from here on (evictions may take more away).
         held = readable(subject)
@@ -174,10 +182,10 @@ def _scenario(tmp_path: Path, seed: int, *, steps: int) -> None:
 
 
 def test_a_kill_while_entries_are_copied_to_another_store_loses_and_revives_nothing(
-    tmp_path: Path,
+    in_memory: Path,
 ) -> None:
-    source = Store(Memory.create(tmp_path / "store", 100, 40_000, epoch=1))
-    target = Store(Memory.create(tmp_path / "larger", 200, 80_000, epoch=2))
+    source = Store(Memory.create(in_memory / "store", 100, 40_000, epoch=1))
+    target = Store(Memory.create(in_memory / "larger", 200, 80_000, epoch=2))
     for n in range(60):
         source.put(b"key-%d" % n, b"old-%d" % n * 20, expires=LATER, now=NOW)
     for n in range(0, 60, 7):
@@ -196,7 +204,7 @@ def test_a_kill_while_entries_are_copied_to_another_store_loses_and_revives_noth
     for image in torn(
         camera.during(lambda: list(settle(source, target, source.journal or (), NOW)))
     ):
-        found = restart(tmp_path / "killed", image)
+        found = restart(in_memory / "killed", image)
         # The copy is not the truth before it is renamed; it only must be whole at the end.
         found.close()
     assert readable(target) == expected

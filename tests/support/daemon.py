@@ -16,8 +16,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from bi_performanced.cache.trace import Trace
+from support.nursery import Forked, nursery
 
 READY_WITHIN = 30.0
+PLAIN = ("-m", "bi_performanced.main")
+"""The program as it is, in an interpreter of its own."""
+QUICK = (
+    "-c",
+    "import sys; from bi_performanced import health, main\n"
+    "from bi_performanced.monitor import component, host\n"
+    "from bi_performanced.fronts import http\n"
+    "component.EVERY = health.EVERY = 0.2; host.SLOW_EVERY = 1; host.LIMITS_EVERY = 5\n"
+    "http.RETRY_PORT = 0.5\n"
+    "sys.exit(main.main())",
+)
+"""The program with a monitor that looks five times a second, and that tries for its port twice a
+second: for tests that wait for its looks."""
 
 
 def wait_until(condition: Any, *, within: float = 15.0, what: str = "the condition") -> Any:
@@ -29,13 +43,14 @@ def wait_until(condition: Any, *, within: float = 15.0, what: str = "the conditi
             return found
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} did not come within {within:g} s")
-        time.sleep(0.01)
+        time.sleep(0.005)
 
 
 class DaemonProcess:
     """`bi-performanced` with directories of its own under `folder`; HTTP on a free port.
 
-    A context manager: started and ready inside, gone outside.
+    A context manager: started and ready inside, gone outside. Forked by the nursery unless a
+    program, an interpreter or something of Popen's is asked for.
     """
 
     def __init__(
@@ -45,7 +60,7 @@ class DaemonProcess:
         env: Mapping[str, str] | None = None,
         http: str = "127.0.0.1:0",
         python: str = sys.executable,
-        program: Sequence[str] = ("-m", "bi_performanced.main"),
+        program: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.runtime = folder / "run"
@@ -57,20 +72,16 @@ class DaemonProcess:
             self.state.mkdir(mode=0o700)
             Trace(self.state, self.runtime).write(running=False)
         self.log = folder / "performance.log"
-        self._command = [
-            python,
-            *program,
-            "--state-dir",
-            str(self.state),
-            "--log-file",
-            str(self.log),
-            "--http",
-            http,
+        self._arguments = [
+            *("--state-dir", str(self.state), "--log-file", str(self.log), "--http", http),
             *options,
         ]
+        self._command = [python, *(program or PLAIN), *self._arguments]
+        self._forked = program in ((), QUICK) and python == sys.executable
+        self._code = QUICK[1] if program == QUICK else ""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BI_", "REDIS", "PERF"))}
         self._env = {**kept, "RUNTIME_DIRECTORY": str(self.runtime), **(env or {})}
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self._notify: socket.socket | None = None
         self.notifications: list[dict[str, str]] = []
 
@@ -98,15 +109,19 @@ class DaemonProcess:
         if self._notify is None:
             self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._notify.bind(address)
-        self.process = subprocess.Popen(
-            self._command,
-            env={**self._env, "NOTIFY_SOCKET": address},
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            **popen,
-        )
+        env = {**self._env, "NOTIFY_SOCKET": address}
+        if self._forked and not popen:
+            self.process = nursery().fork(self._arguments, env, self.folder, self._code)
+        else:
+            self.process = subprocess.Popen(
+                self._command,
+                env=env,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                **popen,
+            )
         wait_until(self._is_ready, within=READY_WITHIN, what="READY=1")
         return self
 
