@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from support.redis import RedisServer
 
 settings.register_profile(
     "seeded",
@@ -56,3 +60,19 @@ def _no_daemon_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
         if name.startswith(("BI_PERFORMANCE", "PERFORMANCE_", "REDIS_", "DB_", "DATABASE_URL")):
             monkeypatch.delenv(name)
     monkeypatch.delenv("LOG_LEVEL", raising=False)
+
+
+@pytest.fixture(scope="session")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    # Late, so that tests without Redis do not pay for it.
+    from support.redis import RedisServer
+
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(_redis_server: RedisServer) -> RedisServer:
+    """The session's Redis, empty. Tests that stop or kill one start their own."""
+    _redis_server.clean()
+    return _redis_server

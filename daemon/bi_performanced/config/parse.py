@@ -15,7 +15,10 @@ _FALSE = {"false", "no", "off", "0"}
 TOO_MANY_DIGITS = "a number of too many digits"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _URL_SCHEMES = {
-    "cache.redis_url": ("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"),
+    "cache.redis_url": (
+        *("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"),
+        *("redis+cluster", "rediss+cluster"),
+    ),
     "database.url": ("postgresql", "postgres", "sqlite"),
 }
 

@@ -79,6 +79,17 @@ class CacheSettings:
         " Default: the runtime directory",
     )
     redis_prefix: str = setting("bi:perf:", "what our keys in Redis begin with")
+    redis_timeout: float = seconds(
+        0.5,
+        "how long a request waits for Redis at most; after that nothing waits until it is back",
+        low=0.01,
+    )
+    write: str = setting(
+        "behind",
+        "when a write is answered: behind, before Redis has it, or through, when Redis has it (or,"
+        " with Redis away, when its deletion there is noted on disk)",
+        choices=("behind", "through"),
+    )
     secret: str | None = setting(
         None, "signs what is put into Redis, so that others cannot plant values", secret=True
     )

@@ -1,0 +1,81 @@
+"""Fetches that are under way, and what happened to their keys meanwhile.
+
+A value must not be installed after the news that it is old: it would stay. So each fetch is noted
+here from before its request is sent until its result is handed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from bi_performanced.remote.envelope import NEVER, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Flight:
+    """One fetch of some keys."""
+
+    def __init__(self) -> None:
+        self.all_touched = False
+        self.touched: set[bytes] = set()
+        self.changed: dict[bytes, Version] = {}
+        self.cleared = NEVER
+
+    def raced(self, key: bytes, seen: Version) -> bool:
+        """Whether a value that was read when the log ended at `seen` may be old by now."""
+        return (
+            self.all_touched
+            or key in self.touched
+            or self.changed.get(key, NEVER) > seen
+            or self.cleared > seen
+        )
+
+
+class Flights:
+    """All fetches of a shard."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[bytes, list[Flight]] = {}
+        self._all: set[Flight] = set()
+
+    @contextmanager
+    def noted(self, keys: Iterable[bytes]) -> Iterator[Flight]:
+        """While this is open, news of these keys reach the flight."""
+        flight = Flight()
+        wanted = set(keys)
+        self._all.add(flight)
+        for key in wanted:
+            self._by_key.setdefault(key, []).append(flight)
+        try:
+            yield flight
+        finally:
+            self._all.discard(flight)
+            for key in wanted:
+                flights = self._by_key[key]
+                flights.remove(flight)
+                if not flights:
+                    del self._by_key[key]
+
+    def changed(self, key: bytes, id_: Version) -> None:
+        """The log says that a key was changed."""
+        for flight in self._by_key.get(key, ()):
+            flight.changed[key] = max(id_, flight.changed.get(key, NEVER))
+
+    def touched(self, key: bytes) -> None:
+        """This host or a foreign program has changed a key: where in the log is unknown."""
+        for flight in self._by_key.get(key, ()):
+            flight.touched.add(key)
+
+    def cleared(self, id_: Version) -> None:
+        """The log says that something was cleared."""
+        for flight in self._all:
+            flight.cleared = max(flight.cleared, id_)
+
+    def touch_all(self) -> None:
+        """This host clears something, or nothing is known of what was missed."""
+        for flight in self._all:
+            flight.all_touched = True

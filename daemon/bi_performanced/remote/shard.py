@@ -1,0 +1,569 @@
+"""One shard of Redis: its entries, its log, and what waits to be written to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+
+from bi_performanced.remote import scripts
+from bi_performanced.remote.breaker import Breaker, RemoteAway
+from bi_performanced.remote.connection import Command, Connection
+from bi_performanced.remote.envelope import Codec, Envelope, Unreadable, Version, aged
+from bi_performanced.remote.flights import Flight, Flights
+from bi_performanced.remote.line import Line
+from bi_performanced.remote.marks import Cleared, Marks
+from bi_performanced.remote.names import Names
+from bi_performanced.remote.outbox import Outbox
+from bi_performanced.remote.predicate import Matcher, Predicate
+from bi_performanced.remote.queue import Batch, Queue
+
+log = structlog.get_logger("performance")
+
+LARGEST: Final = 64 << 20
+"""Bytes of an entry that are read; one of ours is never larger, a foreign one is a miss."""
+FETCHED_AT_ONCE: Final = 256
+SENT_AT_ONCE: Final = 512
+"""Deletions of the outbox in one transaction."""
+ATTEMPTS: Final = 3
+"""How often a fetch is made anew because the key was changed meanwhile."""
+FULL_FOR: Final = 1.0
+"""Seconds after a refusal for lack of memory, in which values are not tried."""
+SAVE_AGAIN: Final = 1.0
+
+
+class Sink(Protocol):
+    """What the cache does with news from other hosts. Synchronous; called on the loop."""
+
+    def invalidate(self, key: bytes) -> None:
+        """Another host or program has changed this key."""
+
+    def apply(self, predicate: Predicate) -> None:
+        """Another host has cleared something."""
+
+    def drop_shared(self, shard: int | None) -> None:
+        """All that is shared (of the keys of a shard, by Remote.shard_of) must go: news were
+        missed. Each call names one reason in the log."""
+
+    def coherent(self, until: int) -> None:
+        """Shared entries may be trusted until then (nanoseconds of CLOCK_BOOTTIME)."""
+
+    def health(self, ok: bool, reason: str | None) -> None:
+        """Told once for each change."""
+
+
+@dataclass
+class Figures:
+    """Counters since the start."""
+
+    hits: int = 0
+    misses: int = 0
+    garbage: int = 0
+    unknown_format: int = 0
+    bad_signatures: int = 0
+    cleared: int = 0
+    """Entries that were found and had been cleared by tag, pattern or everything."""
+    raced: int = 0
+    """Fetches that were made anew because the key was changed meanwhile."""
+    errors: int = 0
+    stores: int = 0
+    deletes: int = 0
+    clears: int = 0
+    overflows: int = 0
+    """Values that were turned into deletions because the queue was full."""
+    refused: int = 0
+    """Values that Redis had no memory for; the old ones were deleted."""
+    lost_values: int = 0
+    """Values that were waiting when Redis went away; the old ones are deleted on return."""
+    flushed: int = 0
+    """Deletions of the outbox that were sent."""
+    replayed: int = 0
+    """Entries of the log that were read after a gap."""
+    invalidated: int = 0
+    """Keys that other hosts have changed."""
+    foreign: int = 0
+    """Keys that tracking reported."""
+    dropped: int = 0
+    """How often all that is shared had to go."""
+    swept: int = 0
+
+
+class Shard:
+    """Reads, writes and their order. `run` must be running."""
+
+    def __init__(
+        self,
+        *,
+        index: int,
+        names: Names,
+        origin: bytes,
+        codec: Codec,
+        matcher: Callable[[str], Matcher],
+        sink: Sink,
+        outbox: Path,
+        limiter: trio.CapacityLimiter,
+        timeout: float,
+        connect: Callable[[float], Connection],
+        explain: Callable[[BaseException], str],
+        changed: Callable[[], None],
+        figures: Figures,
+    ) -> None:
+        self.index = index
+        self.names = names
+        self.origin = origin
+        self.sink = sink
+        self.limiter = limiter
+        self.timeout = timeout
+        self.figures = figures
+        self.explain = explain
+        self.connect = connect
+        self.matcher = matcher
+        self.marks = Marks(matcher)
+        self.flights = Flights()
+        self.queue = Queue()
+        self.outbox = Outbox(outbox)
+        self.full: str | None = None
+        """Why values are not stored although Redis answers."""
+        self._codec = codec
+        self._changed = changed
+        self._full_until = 0.0
+        self._finished = 0
+        self._settled = trio.Event()
+        self._work = trio.Event()
+        self._unsaved = trio.Event()
+        self.breaker = Breaker(self._turn)
+        self.on_connect: list[Callable[[Connection], None]] = []
+        """Called in a thread for each new connection of the writing line."""
+        self.reads = Line(lambda: connect(timeout), self.breaker, limiter, timeout, self.explain)
+        self.writes = Line(self._connect_to_write, self.breaker, limiter, timeout, self.explain)
+        self.cleared_here: Callable[[], None] = lambda: None
+        """Called when a clear of ours is in the log, and entries are to be removed."""
+
+    # ── reading
+
+    async def fetch(self, keys: Sequence[bytes]) -> list[Envelope | None]:
+        """What Redis holds for these keys. Raises RemoteAway."""
+        found: dict[bytes, Envelope | None] = {}
+        left = list(dict.fromkeys(keys))
+        for attempt in range(ATTEMPTS):
+            left = [key for key in left if not self._known_here(key, found)]
+            if not left:
+                break
+            self.breaker.check()
+            raced: list[bytes] = []
+            for at in range(0, len(left), FETCHED_AT_ONCE):
+                raced += await self._fetch_some(left[at : at + FETCHED_AT_ONCE], found)
+            left = raced
+            self.figures.raced += len(raced)
+            if attempt == ATTEMPTS - 1:
+                found.update(dict.fromkeys(left))
+        self.figures.hits += sum(each is not None for each in found.values())
+        self.figures.misses += sum(each is None for each in found.values())
+        return [found[key] for key in keys]
+
+    def _known_here(self, key: bytes, found: dict[bytes, Envelope | None]) -> bool:
+        """Whether what waits to be written says what the key holds, noted in `found` then."""
+        if key in self.outbox:
+            found[key] = None
+            return True
+        write = self.queue.find(key)
+        if write is None:
+            return False
+        envelope = write.envelope
+        if envelope is not None:
+            envelope = aged(envelope, _now())
+            for predicate in self.queue.cleared_since(key, write):
+                if envelope is not None and predicate.hits(key, envelope.tags, self.matcher):
+                    envelope = replace(envelope, stale=True) if predicate.soft else None
+        found[key] = envelope if envelope is not None and envelope.remaining > 0 else None
+        return True
+
+    async def _fetch_some(
+        self, keys: Sequence[bytes], found: dict[bytes, Envelope | None]
+    ) -> list[bytes]:
+        """Fetch keys into `found`; returns those that were changed meanwhile."""
+        names = self.names
+        commands: list[Command] = [
+            # First, so that all that is read is at least as new.
+            ("XREVRANGE", names.log, "+", "-", "COUNT", 1),
+            ("HMGET", names.state, "h", "s"),
+        ]
+        for key in keys:
+            name = names.value(key)
+            commands += [("GETRANGE", name, 0, LARGEST), ("PTTL", name)]
+        with self.flights.noted(keys) as flight:
+            replies = await self.reads.call(commands)
+            self.look(replies[:2])
+            seen = Version.parse(replies[0][0][0]) if replies[0] else Version(0, 0)
+            hard, soft = (Version.parse(text or b"0") for text in replies[1])
+            self.marks.everything = self.marks.everything.later(Cleared(hard, soft))
+            envelopes = {
+                key: self._read(key, replies[2 + 2 * at], replies[3 + 2 * at])
+                for at, key in enumerate(keys)
+            }
+            await self._learn_tags(envelopes.values())
+            # Nothing is waited for from here to the caller: what comes later is told to the sink.
+            return self._hand_over(flight, seen, envelopes, found)
+
+    def _hand_over(
+        self,
+        flight: Flight,
+        seen: Version,
+        envelopes: dict[bytes, Envelope | None],
+        found: dict[bytes, Envelope | None],
+    ) -> list[bytes]:
+        raced = []
+        for key, envelope in envelopes.items():
+            if envelope is None:
+                found[key] = None
+            elif flight.raced(key, seen):
+                raced.append(key)
+            else:
+                found[key] = self._judge(key, envelope)
+        return raced
+
+    def _read(self, key: bytes, data: Any, pttl: Any) -> Envelope | None:
+        if isinstance(data, Exception) or isinstance(pttl, Exception):
+            if not str(data).startswith("WRONGTYPE"):
+                self.look([data, pttl])
+            self.figures.garbage += 1
+            return None
+        if not data or pttl == -2:
+            return None
+        try:
+            return self._codec.unpack(key, data, pttl, _now())
+        except Unreadable as error:
+            if error.kind == "signature":
+                self.figures.bad_signatures += 1
+            elif error.kind == "unknown_format":
+                self.figures.unknown_format += 1
+            else:
+                self.figures.garbage += 1
+            return None
+
+    def _judge(self, key: bytes, envelope: Envelope) -> Envelope | None:
+        """The entry as the clears leave it."""
+        if envelope.remaining <= 0:
+            return None
+        cleared = self.marks.judge(key, envelope)
+        gone, stale = cleared.hard > envelope.version, cleared.soft > envelope.version
+        for waiting in (self.queue.clears(), self.outbox.clears):
+            for predicate in waiting:
+                if predicate.hits(key, envelope.tags, self.matcher):
+                    gone, stale = gone or not predicate.soft, stale or predicate.soft
+        if gone:
+            self.figures.cleared += 1
+            return None
+        return replace(envelope, stale=True) if stale else envelope
+
+    async def _learn_tags(self, envelopes: Any) -> None:
+        tags = {tag for each in envelopes if each is not None for tag in each.tags}
+        unknown = self.marks.unknown(tags)
+        if not unknown:
+            return
+        replies = await self.reads.call(
+            [("HMGET", self.names.tag(tag), "h", "s") for tag in unknown]
+        )
+        self.look(replies)
+        for tag, (hard, soft) in zip(unknown, replies, strict=True):
+            self.marks.learn(tag, Cleared(Version.parse(hard or b"0"), Version.parse(soft or b"0")))
+
+    def look(self, replies: Sequence[Any]) -> None:
+        """Raises RemoteAway, the breaker opened, when one of the replies is an error."""
+        for reply in replies:
+            if isinstance(reply, Exception):
+                reason = self.explain(reply)
+                self.figures.errors += 1
+                self.breaker.fail(reason)
+                raise RemoteAway(reason)
+
+    # ── writing
+
+    def put(self, key: bytes, envelope: Envelope) -> bool:
+        """Queue a value; False when the queue is full and the key will be deleted instead."""
+        self.flights.touched(key)
+        if self.breaker.open:
+            self._to_outbox(key)
+            return True
+        if not self.queue.room(key, envelope):
+            self.figures.overflows += 1
+            self._to_outbox(key)
+            return False
+        self.queue.add(key, envelope)
+        self._work.set()
+        return True
+
+    def delete(self, key: bytes) -> None:
+        """Queue a deletion."""
+        self.flights.touched(key)
+        if self.breaker.open or len(self.queue) >= 2 * self.queue.max_writes:
+            self._to_outbox(key)
+            return
+        self.queue.add(key, None)
+        self._work.set()
+
+    def _to_outbox(self, key: bytes) -> None:
+        self.queue.accepted += 1
+        self.queue.forget(key)
+        self.outbox.add([key])
+        self._unsaved.set()
+        self._work.set()
+
+    def clear(self, predicate: Predicate) -> None:
+        """Queue a clear."""
+        self.flights.touch_all()
+        if self.breaker.open:
+            self.queue.accepted += 1
+            self.outbox.add([], [predicate])
+            self._unsaved.set()
+        else:
+            self.queue.clear(predicate)
+        self._work.set()
+
+    async def settled(self) -> None:
+        """Until all that was queued before is in Redis, or in the outbox and on disk."""
+        target = self.queue.accepted
+        while self._finished < target or not self.outbox.saved:
+            if self._finished >= target and not len(self.outbox):
+                # What was noted has been sent since; the file need not follow first.
+                return
+            if self.outbox.failed and not len(self.queue):
+                # It is kept in memory, and the status says so.
+                return
+            self._settled = trio.Event() if self._settled.is_set() else self._settled
+            await self._settled.wait()
+
+    def _note_finished(self, number: int | None = None) -> None:
+        self._finished = self.queue.accepted if not len(self.queue) else number or self._finished
+        self._settled.set()
+
+    async def write(self) -> None:
+        """Send what is queued, until cancelled."""
+        while True:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            await self.breaker.wait_closed()
+            if not len(self.outbox) and not len(self.queue):
+                self._note_finished()
+                self._work = trio.Event()
+                if not len(self.queue):
+                    await self._work.wait()
+                continue
+            # What has begun is ended, in the time that a call takes at most.
+            with trio.CancelScope(shield=True):
+                await self.write_once()
+
+    async def write_once(self) -> None:
+        """Send one batch; what waits in the outbox goes first."""
+        batch: Batch | None = None
+        try:
+            if len(self.outbox):
+                await self._send_outbox()
+                return
+            batch = self.queue.take()
+            if batch is None:
+                return
+            if batch.clear is not None:
+                await self._send_clear(batch.clear)
+            else:
+                await self._send_writes(batch)
+        except RemoteAway:
+            # What waited, this batch with it, went to the outbox when the breaker opened.
+            if batch is not None and not self.breaker.open:
+                self.breaker.fail("a write was not carried out")
+            return
+        if not self.breaker.open:
+            self.queue.done()
+            self._note_finished(batch.last)
+
+    async def _send_outbox(self) -> None:
+        keys, clears = self.outbox.some(SENT_AT_ONCE)
+        commands: list[Command] = []
+        for predicate in clears:
+            commands += scripts.clear(self.names, self.origin, predicate)
+        if keys:
+            commands += scripts.write(self.names, self.origin, [], keys)
+        replies = await self.writes.call(commands)
+        self.look(replies)
+        for predicate, id_ in zip(clears, replies, strict=False):
+            self._note_clear(Version.parse(id_), predicate)
+        if keys:
+            self.look(replies[-1])
+        self.outbox.sent(keys, clears)
+        self.figures.flushed += len(keys) + len(clears)
+        self._unsaved.set()
+
+    async def _send_clear(self, predicate: Predicate) -> None:
+        replies = await self.writes.call(scripts.clear(self.names, self.origin, predicate))
+        self.look(replies)
+        self._note_clear(Version.parse(replies[0]), predicate)
+        self.figures.clears += 1
+
+    def _note_clear(self, id_: Version, predicate: Predicate) -> None:
+        self.marks.note(id_, predicate)
+        if predicate.pattern is not None or (predicate.everything and not predicate.soft):
+            self.cleared_here()
+
+    async def _send_writes(self, batch: Batch) -> None:
+        values: list[tuple[bytes, bytes, int]] = []
+        deleted: list[bytes] = []
+        now = _now()
+        full = trio.current_time() < self._full_until
+        for key, (_, envelope) in batch.writes.items():
+            left = 0 if envelope is None else aged(envelope, now).remaining
+            if envelope is None or left <= 0 or full:
+                deleted.append(key)
+                self.figures.refused += envelope is not None and left > 0
+            else:
+                values.append((key, self._codec.pack(key, envelope), left))
+        reply = await self._transact(values, deleted)
+        if values and _is_full(reply):
+            self._full_until = trio.current_time() + FULL_FOR
+            self._say_full(self.explain(_first_error(reply)))
+            self.figures.refused += len(values)
+            deleted += [key for key, _, _ in values]
+            values = []
+            reply = await self._transact(values, deleted)
+        elif values:
+            self._say_full(None)
+        self.look(reply)
+        self.figures.stores += len(values)
+        self.figures.deletes += len(deleted)
+
+    async def _transact(
+        self, values: Sequence[tuple[bytes, bytes, int]], deleted: Sequence[bytes]
+    ) -> list[Any]:
+        """The errors of a transaction, or its results."""
+        replies = await self.writes.call(scripts.write(self.names, self.origin, values, deleted))
+        errors = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
+        if errors:
+            return errors
+        return replies[-1] if isinstance(replies[-1], list) else [replies[-1]]
+
+    def _say_full(self, reason: str | None) -> None:
+        if reason != self.full:
+            self.full = reason
+            self._changed()
+
+    async def add(self, key: bytes, envelope: Envelope) -> bool:
+        """Store a value if there is none, exact over all hosts. Raises RemoteAway."""
+        await self.settled()
+        self.flights.touched(key)
+        for _ in range(ATTEMPTS):
+            self.breaker.check()
+            name = self.names.value(key)
+            replies = await self.reads.call([("GETRANGE", name, 0, LARGEST), ("PTTL", name)])
+            data = b"" if isinstance(replies[0], Exception) else replies[0]
+            seen: bytes | None = None
+            if replies[1] != -2:
+                found = self._read(key, replies[0], replies[1])
+                if found is not None:
+                    await self._learn_tags([found])
+                    found = self._judge(key, found)
+                if found is not None:
+                    return False
+                seen = data
+            packed = self._codec.pack(key, envelope)
+            replies = await self.writes.call(
+                scripts.add(self.names, self.origin, key, packed, envelope.hard, seen)
+            )
+            errors = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
+            if _is_full(errors):
+                self._say_full(self.explain(_first_error(errors)))
+                raise RemoteAway(self.explain(_first_error(errors)))
+            self.look(errors or replies[-1:])
+            self.look(replies[-1])
+            if replies[-1][0] is not None:
+                version = Version.parse(replies[-1][0])
+                self.figures.stores += 1
+                await self.writes.call([scripts.put_version(self.names, key, version)])
+                return True
+        return False
+
+    # ── being away and coming back
+
+    def _turn(self, ok: bool, reason: str | None) -> None:
+        """The breaker has opened or closed."""
+        if not ok:
+            waiting = len(self.queue)
+            keys, clears = self.queue.take_all()
+            self.figures.lost_values += waiting
+            self.outbox.add(keys, clears)
+            self._unsaved.set()
+            self.reads.drop()
+            self.writes.drop()
+        self._changed()
+
+    async def supervise(self, begin: Callable[[], None]) -> None:
+        """Probe while the breaker is open, until cancelled. `begin` blocks in a thread."""
+        while True:
+            await self.breaker.wait_open()
+            reason = f"no answer within {self.timeout:g} s"
+            try:
+                with trio.move_on_after(2 * self.timeout):
+                    await trio.to_thread.run_sync(
+                        begin, limiter=self.limiter, abandon_on_cancel=True
+                    )
+                    self.breaker.succeed()
+                    self._work.set()
+                    continue
+            except Exception as error:
+                reason = self.explain(error)
+            self.breaker.fail(reason)
+            await self.breaker.pause()
+
+    async def save(self) -> None:
+        """Keep the outbox on disk, until cancelled."""
+        while True:
+            await self._unsaved.wait()
+            self._unsaved = trio.Event()
+            before = self.outbox.failed
+            accepted = self.queue.accepted
+            if await self.outbox.save(self.limiter):
+                if self.breaker.open:
+                    self._note_finished(accepted)
+                self._settled.set()
+            else:
+                self._unsaved.set()
+                await trio.sleep(SAVE_AGAIN)
+            if self.outbox.failed != before:
+                self._changed()
+
+    async def flush(self) -> None:
+        """Send what is queued as long as Redis answers; the rest goes to the outbox, on disk."""
+        with suppress(RemoteAway):
+            while not self.breaker.open and (len(self.queue) or len(self.outbox)):
+                await self.write_once()
+
+    async def put_away(self) -> None:
+        """What still waits goes to the outbox, and that to disk."""
+        keys, clears = self.queue.take_all()
+        self.outbox.add(keys, clears)
+        await self.outbox.save(self.limiter)
+
+    def _connect_to_write(self) -> Connection:
+        connection = self.connect(self.timeout)
+        for each in self.on_connect:
+            each(connection)
+        return connection
+
+
+def _now() -> int:
+    """Unix milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def _first_error(replies: Sequence[Any]) -> Exception:
+    """The first that is an error, the one that made a transaction fail."""
+    return next(reply for reply in replies if isinstance(reply, Exception))
+
+
+def _is_full(replies: Sequence[Any]) -> bool:
+    from redis.exceptions import OutOfMemoryError
+
+    return any(isinstance(reply, OutOfMemoryError) for reply in replies)
