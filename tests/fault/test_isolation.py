@@ -320,3 +320,22 @@ def test_a_store_that_grows_under_load_loses_nothing(tmp_path: Path) -> None:
         wait_until(lambda: cache.get("k0") is not None, what="the entries after a restart")
         assert all((cache.get(f"k{n}") is None) == (n % 10 == 5) for n in range(600))
         optimizer.close()
+
+
+@pytest.mark.root
+def test_by_default_a_store_can_grow_to_its_limit_where_the_file_system_is_small() -> None:
+    """The old store and the new one are there at once, whatever the size of the old one."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=110m", "none", folder], check=True)
+        try:
+            with DaemonProcess(Path(folder)) as daemon:
+                optimizer = PerformanceOptimizer(str(daemon.socket))
+                for n in range(100):
+                    assert optimizer.sync.cache.set(f"k{n}", os.urandom(512 << 10))
+                with RawClient(daemon.socket) as client:
+                    stats = client.result("cache.stats")
+                    assert stats["max_bytes"] > 32 << 20 and stats["evictions"] > 0
+                    assert client.result("status")["status"] == "ok"
+                optimizer.close()
+        finally:
+            subprocess.run(["umount", folder], check=True)

@@ -64,13 +64,13 @@ class MemoryGroup:
 
 
 @contextmanager
-def memory_group(limit: int) -> Iterator[MemoryGroup]:
+def memory_group(limit: int, name: str = "test") -> Iterator[MemoryGroup]:
     """A group of its own; what is in it at the end goes back to where this process is."""
     second = (_BASE / "cgroup.controllers").exists()
     above = _BASE if second else _BASE / "memory"
     if second:
         (above / "cgroup.subtree_control").write_text("+memory")
-    folder = above / f"bi-performance-test-{os.getpid()}"
+    folder = above / f"bi-performance-{name}-{os.getpid()}"
     folder.mkdir()
     group = MemoryGroup(folder, second=second)
     try:
