@@ -43,7 +43,17 @@ class Answer(NamedTuple):
 
 
 def _checked(method: str, result: Any) -> Answer:
-    """The answer; raises WireError when a peer of another version made it in another form."""
+    """The answer; raises WireError when a peer of another version made it in another form.
+
+    Of several requests it is the list of results, in which an error is a WireError.
+    """
+    if isinstance(result, list):
+        return Answer(
+            [
+                each if isinstance(each, WireError) else _checked(method, each).result
+                for each in result
+            ]
+        )
     wanted = _FORMS.get(method, {})
     if isinstance(result, dict) and all(
         isinstance(result.get(name), kind) for name, kind in wanted.items()
@@ -59,7 +69,7 @@ def _checked(method: str, result: Any) -> Answer:
 async def ask(
     link: Link,
     method: str,
-    args: dict[str, Any] | None,
+    args: dict[str, Any] | list[dict[str, Any]] | None,
     *,
     seconds: float = TIMEOUT,
     repeatable: bool = True,
@@ -92,7 +102,7 @@ async def ask(
 def ask_now(
     link: Link,
     method: str,
-    args: dict[str, Any] | None,
+    args: dict[str, Any] | list[dict[str, Any]] | None,
     *,
     seconds: float = TIMEOUT,
     repeatable: bool = True,

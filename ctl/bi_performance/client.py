@@ -22,6 +22,8 @@ from bi_performance.checks import (
 )
 from bi_performance.drivers import let_others_run
 from bi_performance.link import Link
+from bi_performance.loading import Loader
+from bi_performance.loads import AsyncLoads, SyncLoads
 from bi_performance.protocol import MAX_REQUEST
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance_wire import layout as L
@@ -60,8 +62,9 @@ class CacheEntry:
 class _Common:
     """What both forms of the cache share: reading in place, and making requests' arguments."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, loader: Loader | None = None) -> None:
         self._link = link
+        self._loader = loader or Loader(link)
 
     def _read_again(self, key: bytes) -> object:
         """After DETACHED: attach if that can be done now, and read once more."""
@@ -177,7 +180,7 @@ class _Common:
         return self._link.unavailable
 
 
-class PerformanceCache(_Common):
+class PerformanceCache(_Common, AsyncLoads):
     """The shared cache, under asyncio or trio.
 
     No method raises because of the daemon: while it is away a read is a miss and a write returns
@@ -330,10 +333,11 @@ class PerformanceCache(_Common):
         repeatable: bool = True,
     ) -> Any:
         answer = await ask(self._link, method, args, seconds=seconds, repeatable=repeatable)
+        self._loader.part(method, args)
         return answer.result
 
 
-class SyncCache(_Common):
+class SyncCache(_Common, SyncLoads):
     """The same cache without await, for any number of threads. See PerformanceCache."""
 
     def get(self, key: Key, default: Any = None) -> Any:
@@ -441,4 +445,5 @@ class SyncCache(_Common):
         repeatable: bool = True,
     ) -> Any:
         answer = ask_now(self._link, method, args, seconds=seconds, repeatable=repeatable)
+        self._loader.part(method, args)
         return answer.result

@@ -14,7 +14,7 @@ from bi_performance.turns import LoopTurns, Turns
 T = TypeVar("T")
 
 
-def _in_trio() -> bool:
+def in_trio() -> bool:
     # A loop that is not trio's is asyncio's: without trio imported nothing need be asked.
     return "trio" in sys.modules and sniffio.current_async_library() == "trio"
 
@@ -24,7 +24,7 @@ async def take_turn(turns: Turns, seconds: float) -> LoopTurns:
 
     Raises Crowded. A cancellation passes through, and so does a turn that had just come.
     """
-    if _in_trio():
+    if in_trio():
         import trio
 
         mine = turns.of(trio.lowlevel.current_trio_token())
@@ -64,7 +64,7 @@ async def _turn_trio(turns: LoopTurns, seconds: float) -> None:
 
 async def sleep(seconds: float) -> None:
     """Wait in the running loop."""
-    if _in_trio():
+    if in_trio():
         import trio
 
         await trio.sleep(seconds)
@@ -79,7 +79,7 @@ async def drive_async(steps: Steps[T], seconds: float) -> T:
     """
     try:
         wait = next(steps)
-        if _in_trio():
+        if in_trio():
             return await _drive_trio(steps, wait, seconds)
         async with asyncio.timeout(seconds):
             while True:
@@ -136,7 +136,7 @@ async def _drive_trio(steps: Steps[T], wait: Wait, seconds: float) -> T:
 
 async def let_others_run() -> None:
     """Give the event loop a turn."""
-    if _in_trio():
+    if in_trio():
         import trio
 
         await trio.lowlevel.checkpoint()

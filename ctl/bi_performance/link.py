@@ -285,6 +285,11 @@ class Link:
         """Why the daemon could not be used at the last attempt; empty when it could."""
         return self._reason
 
+    @property
+    def resting(self) -> bool:
+        """Whether the daemon was away a moment ago, and is left alone for a while."""
+        return time.monotonic() < self._not_before
+
     def keep_up(self) -> None:
         """Attach again if what the daemon told at the last time is no longer what it goes by."""
         reader = self.reader
@@ -294,9 +299,13 @@ class Link:
     # ── requests
 
     def request(
-        self, method: str, args: dict[str, Any] | None = None, *, repeatable: bool = True
+        self,
+        method: str,
+        args: dict[str, Any] | list[dict[str, Any]] | None = None,
+        *,
+        repeatable: bool = True,
     ) -> Steps[Any]:
-        """Ask the daemon, as a generator for a driver.
+        """Ask the daemon, as a generator for a driver; with a list of arguments as many times.
 
         Raises Unavailable, or WireError with the daemon's answer. A request that may be made
         twice is made again when a connection that was kept turns out to be dead.
@@ -305,7 +314,10 @@ class Link:
             connection, kept = self._checkout(look=not repeatable)
             began = time.monotonic()
             try:
-                result = yield from connection.exchange(method, args)
+                if isinstance(args, list):
+                    result: Any = yield from connection.exchange_many(method, args)
+                else:
+                    result = yield from connection.exchange(method, args)
             except WireError:
                 self._checkin(connection)
                 raise
@@ -350,18 +362,42 @@ class Link:
             if not look or connection.is_idle():
                 return connection, True
             connection.close()
+        return self._connect(), False
+
+    def _connect(self) -> Connection:
         if not self._may_try():
             self._unsaid += 1
             raise Unavailable("it was away a moment ago")
         began = time.monotonic()
         try:
-            return Connection(self._find_socket()), False
+            return Connection(self._find_socket())
         except BlockingIOError:
             raise QueueFull("it has not come to accept new connections") from None
         except OSError as error:
             self._leave(_reason(error), began)
             self._warn()
             raise Unavailable(_reason(error)) from None
+
+    def lease_connection(self) -> Connection:
+        """A connection that the caller owns; it may keep its thread for a quarter of a second.
+
+        Raises Unavailable.
+        """
+        if self._is_off():
+            raise Unavailable("mode is off")
+        began = time.monotonic()
+        attempt = 0
+        while True:
+            try:
+                return self._connect()
+            except QueueFull as full:
+                time.sleep(self.pause(full, attempt, began))
+            attempt += 1
+
+    def lose(self, error: Exception, began: float) -> None:
+        """A connection of the caller's, made at `began` (monotonic), came to an end by itself."""
+        self._leave(_reason(error), began)
+        self._warn()
 
     def _checkin(self, connection: Connection) -> None:
         if connection.reusable:

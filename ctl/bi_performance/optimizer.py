@@ -8,6 +8,7 @@ from typing import Any
 from bi_performance.asking import Answer, ask, ask_now
 from bi_performance.client import PerformanceCache, SyncCache
 from bi_performance.link import Link
+from bi_performance.loading import Loader
 
 CHANGE_TIMEOUT = 60.0
 """Seconds for a change that may move the whole store."""
@@ -48,9 +49,9 @@ def _profile_args(profile: str) -> dict[str, Any]:
 class SyncOptimizer:
     """The optimizer's API without await."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, loader: Loader) -> None:
         self._link = link
-        self.cache = SyncCache(link)
+        self.cache = SyncCache(link, loader)
 
     def run_performance_analysis(self) -> dict[str, Any]:
         """See PerformanceOptimizer."""
@@ -74,8 +75,9 @@ class PerformanceOptimizer:
         `mode` None: as BI_PERFORMANCE_MODE says, else as the daemon is configured.
         """
         self._link = Link(socket_path, mode=mode)
-        self.cache = PerformanceCache(self._link)
-        self.sync = SyncOptimizer(self._link)
+        loader = Loader(self._link)
+        self.cache = PerformanceCache(self._link, loader)
+        self.sync = SyncOptimizer(self._link, loader)
 
     @property
     def mode(self) -> str:

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -105,6 +105,30 @@ class Connection:
             if frame is not None:
                 return self._result(_unpacked(frame), serial)
 
+    def exchange_many(self, method: str, several: list[dict[str, Any]]) -> Steps[list[Any]]:
+        """Send several requests at once, and return for each its result, or the WireError that
+        was its answer. Raises Unavailable or OSError as `exchange`."""
+        places: dict[int, int] = {}
+        messages: list[bytes] = []
+        for at, args in enumerate(several):
+            serial, message = self.request(method, args)
+            places[serial] = at
+            messages.append(message)
+        yield from self.send(b"".join(messages))
+        found: list[Any] = [None] * len(several)
+        while places:
+            yield self.socket, READ
+            try:
+                self.take(self.socket.recv(_RECEIVE))
+            except BlockingIOError:
+                continue
+            for number, error, result in self.answers():
+                if number not in places:
+                    self._whole = False
+                    raise Unavailable("the peer answered another request")
+                found[places.pop(number)] = result if error is None else WireError.from_map(error)
+        return found
+
     def send(self, message: bytes) -> Steps[None]:
         left = memoryview(message)
         while left:
@@ -125,6 +149,22 @@ class Connection:
         """The result that has arrived, or None when it is not whole; raises as `exchange`."""
         frame = self._next_frame()
         return None if frame is None else self._result(_unpacked(frame), serial)
+
+    def answers(self) -> Iterator[tuple[int, Any, Any]]:
+        """Number, error and result of each answer that has arrived whole.
+
+        Raises Unavailable for what is none, and for an error that concerns the connection.
+        """
+        while (frame := self._next_frame()) is not None:
+            try:
+                kind, number, error, result = _unpacked(frame)
+            except (TypeError, ValueError):
+                kind = number = error = result = None
+            if kind != 1 or not isinstance(number, int):
+                raise Unavailable("the peer's answer is not MessagePack-RPC")
+            if error is not None and not number:
+                raise Unavailable(WireError.from_map(error).message)
+            yield number, error, result
 
     def _next_frame(self) -> bytes | None:
         try:

@@ -1,0 +1,205 @@
+"""`@cached`: a function whose results are kept by its arguments, for all processes of the host.
+
+The key of a call is `module.qualname:` and 32 hexadecimal digits: BLAKE2b of the arguments as they
+are bound to the function's parameters, defaults included, in the order of the signature. So
+`f(1)`, `f(a=1)` and `f(a=1, b=DEFAULT)` are one key, in every process and after every restart; `1`,
+`1.0` and `True` are three. Arguments are encoded as values are; dicts and sets are taken by their
+content, in whichever order. What is no value (an object of one's own, as `self`) needs `key=`: a
+function of the same arguments, or a text such as "user:{id}" with their names in braces.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
+
+from bi_performance.checks import Key, key_bytes
+from bi_performance.drivers import let_others_run
+from bi_performance.loading import Loader, Work
+from bi_performance.options import LoadContext, Options
+from bi_performance.reader import Outcome
+from bi_performance.worlds import THREADS, is_async, run_now, running_world
+from bi_performance_wire.value import encode
+
+P = ParamSpec("P")
+R = TypeVar("R", covariant=True)
+CONTEXT: Final = "ctx"
+"""A parameter of this name is given the LoadContext, and is no part of the key."""
+
+
+class Cached(Generic[P, R]):
+    """A decorated function. Called as it is; a method when it was one."""
+
+    _async = False
+    __name__: str
+
+    def __init__(
+        self,
+        function: Callable[P, R],
+        loader: Loader,
+        options: Options,
+        key: str | Callable[..., Key] | None,
+    ) -> None:
+        self.__wrapped__ = function
+        functools.update_wrapper(self, function)
+        self._loader = loader
+        self._options = options
+        self._key = key
+        signature = inspect.signature(function)
+        self._context = CONTEXT in signature.parameters
+        self._signature = signature.replace(
+            parameters=[each for name, each in signature.parameters.items() if name != CONTEXT]
+        )
+        self._name = f"{function.__module__}.{function.__qualname__}"
+
+    def __call__(self, *args: P.args, **named: P.kwargs) -> R:
+        name = self._key_of(args, named)
+        value = self._loader.read(name)
+        if value.__class__ is not Outcome:
+            found: R = value
+            return found
+        return self._load(self._work(name, args, named))
+
+    def refresh(self, *args: P.args, **named: P.kwargs) -> R:
+        """Call the function now, keep its result, and return it; awaited when it is async."""
+        work = self._work(self._key_of(args, named), args, named)
+        return self._load(work._replace(refresh=True))
+
+    def invalidate(self, *args: Any, **named: Any) -> Any:
+        """Delete what is kept for these arguments; awaited when the function is async.
+
+        True when no process reads it any more, False when the daemon is away.
+        """
+        return self._run(self._delete(self._key_of(args, named)))
+
+    def key(self, *args: P.args, **named: P.kwargs) -> Any:
+        """The key for these arguments: text, where it is text."""
+        name = self._key_of(args, named)
+        try:
+            return name.decode()
+        except UnicodeDecodeError:
+            return name
+
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        return Bound(self, instance)
+
+    async def _delete(self, name: bytes) -> bool:
+        world = running_world() if self._async else THREADS
+        return await self._loader.delete(world, name)
+
+    def _load(self, work: Work) -> R:
+        world = running_world() if self._async else THREADS
+        found: R = self._run(self._loader.load(world, work))
+        return found
+
+    def _run(self, work: Any) -> Any:
+        return work if self._async else run_now(work)
+
+    def _work(self, name: bytes, args: tuple[Any, ...], named: Mapping[str, Any]) -> Work:
+        function = self.__wrapped__
+        if self._context:
+
+            def with_context(context: LoadContext) -> Any:
+                return function(*args, **{**named, CONTEXT: context})
+
+            if self._async:
+
+                async def awaiting_context(context: LoadContext) -> Any:
+                    return await with_context(context)
+
+                return Work(name, awaiting_context, self._options)
+            return Work(name, with_context, self._options)
+        return Work(name, functools.partial(function, *args, **named), self._options)
+
+    def _key_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> bytes:
+        if callable(self._key):
+            return key_bytes(self._key(*args, **named))
+        bound = self._signature.bind(*args, **named)
+        bound.apply_defaults()
+        if self._key is not None:
+            return key_bytes(self._key.format_map(bound.arguments))
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in bound.arguments.items():
+            try:
+                digest.update(encode([name, _ordered(value)], compress=False))
+            except (TypeError, ValueError) as error:
+                raise TypeError(
+                    f"{self._name}: the argument {name!r} cannot be part of a key"
+                    f" ({error}); give cached(key=…)"
+                ) from None
+        return key_bytes(f"{self._name}:{digest.hexdigest()}")
+
+
+class AsyncCached(Cached[P, R]):
+    """One that is awaited."""
+
+    _async = True
+
+    async def __call__(self, *args: Any, **named: Any) -> Any:  # type: ignore[override]
+        # R is the coroutine that is returned here; that cannot be said of an async method.
+        name = self._key_of(args, named)
+        value = self._loader.read(name)
+        if value.__class__ is not Outcome:
+            await let_others_run()
+            return value
+        found: Any = self._load(self._work(name, args, named))
+        return await found
+
+
+class Bound:
+    """A decorated method of an object."""
+
+    def __init__(self, function: Cached[..., Any], instance: object) -> None:
+        self._function = function
+        self._instance = instance
+        functools.update_wrapper(self, function.__wrapped__)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._function(self._instance, *args, **named)
+
+    def refresh(self, *args: Any, **named: Any) -> Any:
+        """See Cached."""
+        return self._function.refresh(self._instance, *args, **named)
+
+    def invalidate(self, *args: Any, **named: Any) -> Any:
+        """See Cached."""
+        return self._function.invalidate(self._instance, *args, **named)
+
+    def key(self, *args: Any, **named: Any) -> Any:
+        """See Cached."""
+        return self._function.key(self._instance, *args, **named)
+
+
+def cached(
+    loader: Loader, options: Options, key: str | Callable[..., Key] | None
+) -> Callable[[Callable[P, R]], Cached[P, R]]:
+    """The decorator."""
+    if key is not None and not isinstance(key, str) and not callable(key):
+        raise TypeError(f"key is a text or a function, not {type(key).__name__}")
+
+    def decorate(function: Callable[P, R]) -> Cached[P, R]:
+        kind = AsyncCached if is_async(function) else Cached
+        return kind(function, loader, options, key)
+
+    return decorate
+
+
+def _ordered(value: Any) -> Any:
+    """A value whose encoding does not depend on the order in which dicts and sets were filled.
+
+    Every container becomes a list that begins with its kind, so that no two of them are one.
+    """
+    kind = type(value)
+    if kind is dict:
+        pairs = [[encode(_ordered(key), compress=False), _ordered(value[key])] for key in value]
+        return ["dict", sorted(pairs, key=lambda pair: cast(bytes, pair[0]))]
+    if kind in (set, frozenset):
+        return [kind.__name__, sorted(encode(_ordered(item), compress=False) for item in value)]
+    if kind in (list, tuple):
+        return [kind.__name__, [_ordered(item) for item in value]]
+    return value

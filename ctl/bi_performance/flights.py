@@ -1,0 +1,117 @@
+"""One load of a key at a time in this process: one caller runs it, the others join it.
+
+Whoever runs it may fail or be cancelled: then the one that joined first runs it, and so on. Callers
+may be of any thread and of any event loop. After Go's singleflight, where a failure is everybody's;
+here it is only its own caller's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import Enum
+from typing import NamedTuple
+
+from bi_performance.worlds import Signal
+
+
+class Landed(NamedTuple):
+    """A load that came to a value, encoded, so that each caller gets a copy of its own."""
+
+    payload: bytes
+
+
+class Turn(Enum):
+    LEAD = "lead"
+    """Run the load yourself."""
+    AGAIN = "again"
+    """Look again: what was loaded is not what you asked for, or it can be read by now."""
+
+
+class Joiner:
+    """A caller that waits for another's load."""
+
+    __slots__ = ("flight", "outcome", "signal")
+
+    def __init__(self, flight: Flight, signal: Signal) -> None:
+        self.flight = flight
+        self.signal = signal
+        self.outcome: Landed | Turn | None = None
+
+
+class Flight:
+    """One load, through all who run it in turn."""
+
+    __slots__ = ("joiners", "key")
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+        self.joiners: OrderedDict[Joiner, None] = OrderedDict()
+
+
+class Flights:
+    """All loads of this process with one daemon. Callers must end what they `enter`."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """In a forked child: those who run the loads are not there."""
+        self._lock = threading.RLock()
+        self._flights: dict[bytes, Flight] = {}
+
+    def enter(self, key: bytes, signal: Callable[[], Signal]) -> Flight | Joiner:
+        """A flight to run and to end, or a place among those who wait for one."""
+        with self._lock:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = Flight(key)
+                return flight
+            joiner = Joiner(flight, signal())
+            flight.joiners[joiner] = None
+            return joiner
+
+    def land(self, flight: Flight, outcome: Landed | Turn) -> None:
+        """End a flight: all who joined it are told."""
+        with self._lock:
+            self._part(flight)
+            joiners, flight.joiners = flight.joiners, OrderedDict()
+            for joiner in joiners:
+                joiner.outcome = outcome
+        for joiner in joiners:
+            joiner.signal.set()
+
+    def pass_on(self, flight: Flight) -> None:
+        """Whoever ran it gave up: the next one runs it, or it ends."""
+        with self._lock:
+            if not flight.joiners:
+                self._part(flight)
+                return
+            joiner, _ = flight.joiners.popitem(last=False)
+            joiner.outcome = Turn.LEAD
+        joiner.signal.set()
+
+    def leave(self, joiner: Joiner) -> None:
+        """Wait no more. A flight that was just handed over is passed on."""
+        with self._lock:
+            if joiner.outcome is None:
+                joiner.flight.joiners.pop(joiner, None)
+                joiner.outcome = Turn.AGAIN
+                return
+        if joiner.outcome is Turn.LEAD:
+            self.pass_on(joiner.flight)
+
+    def part(self, key: bytes) -> None:
+        """This process deleted the key: who comes from now on must not get what is loaded now."""
+        with self._lock:
+            self._flights.pop(key, None)
+
+    def part_all(self) -> None:
+        """The same after a clear, whatever it was of."""
+        with self._lock:
+            self._flights.clear()
+
+    def _part(self, flight: Flight) -> None:
+        if self._flights.get(flight.key) is flight:
+            del self._flights[flight.key]

@@ -1,0 +1,328 @@
+"""Loading a missing value: once for all callers of the process, and once for all of the host.
+
+Written once for threads, asyncio and trio; see worlds.py. The order of things: a flight (one load
+of a key in this process), the lease (one on the host), the factory, the value stored under the
+lease. Nothing but the factory's own exception, TypeError for what is no value, and LoadTimeout is
+raised: without a daemon, or beyond its limits, the factory's value is returned and not stored, for
+without a lease nobody knows whether the key was deleted meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import inspect
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final, NamedTuple
+
+from bi_performance.flights import Flight, Flights, Joiner, Landed, Turn
+from bi_performance.keeper import HELD, HIT, LEADER, Asked, Keeper
+from bi_performance.limited import Limited
+from bi_performance.link import Link
+from bi_performance.options import LoadContext, LoadTimeout, Options
+from bi_performance.protocol import MAX_REQUEST
+from bi_performance.reader import DETACHED, Entry, Outcome
+from bi_performance.worlds import Late, World, is_async
+from bi_performance_wire.types import MAX_KEY_BYTES
+from bi_performance_wire.value import ValueFormatError, decode, encode
+
+log = logging.getLogger("performance")
+
+LEASE_WAIT: Final = 30.0
+"""Seconds that a request for a lease is left unanswered, before it is made anew."""
+NESTED_WAIT: Final = 10.0
+"""Seconds that a factory waits for what another one loads: they may wait for each other."""
+LOOKS: Final = 3
+"""How often a value that is said to be there is looked for in vain before it is loaded anyway."""
+ENVELOPE: Final = 2 * MAX_KEY_BYTES
+"""Bytes of a request beside an entry, at most."""
+
+_loading: contextvars.ContextVar[tuple[bytes, ...]] = contextvars.ContextVar("loading", default=())
+"""The keys whose factories have called the code that runs."""
+
+
+@contextmanager
+def within_load(keys: list[bytes]) -> Iterator[None]:
+    """While the factory of these keys runs."""
+    before = _loading.get()
+    _loading.set((*before, *keys))
+    try:
+        yield
+    finally:
+        # Not by a token: what is collected unfinished ends in another context.
+        _loading.set(before)
+
+
+def loading() -> tuple[bytes, ...]:
+    """The keys whose factories have called the code that runs."""
+    return _loading.get()
+
+
+def nested() -> bool:
+    """Whether a factory has called the code that runs."""
+    return bool(_loading.get())
+
+
+class Work(NamedTuple):
+    """What is to be loaded, and how."""
+
+    key: bytes
+    factory: Callable[..., Any]
+    options: Options
+    known: Entry | None = None
+    """An older value, or the present one when it is to be loaded anew."""
+    refresh: bool = False
+    """Load also when there is a fresh value."""
+    wait: float | None = None
+    """Seconds to wait while another process loads; None: as long as it takes."""
+
+
+class NotLoaded(Exception):
+    """Another process is loading it, and it was not to be waited for."""
+
+
+class Loader:
+    """Loads for all caches of one link."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.flights = Flights()
+        self.keeper = Keeper(link)
+        self.unshared = 0
+        """Factory calls of this process without a lease: the daemon was away, or at a limit."""
+        self.too_large = Limited(
+            log, "a loaded value cannot be stored (%s): it is returned, and loaded again"
+        )
+        os.register_at_fork(after_in_child=self.flights.reset)
+
+    async def load(self, world: World, work: Work) -> Any:
+        """The value, loaded by this caller or another. See the module."""
+        if work.key in _loading.get():
+            # The factory asks for what it is to load: waiting for it would never end.
+            return await self._call(world, work, LoadContext(work.key, work.options, work.known))
+        if self.link.mode != "on":
+            return await self._alone(world, work)
+        seconds = work.options.hard_timeout
+        if seconds is None:
+            return await self._join(world, work)
+        try:
+            return await world.within(seconds, lambda: self._join(world, work))
+        except Late:
+            raise LoadTimeout(f"no value of {work.key!r:.100} within {seconds:g} s") from None
+
+    async def _alone(self, world: World, work: Work) -> Any:
+        """With `observe` the factory is always called, and its value stored if no other is being
+        loaded; with `off` it is only called."""
+        if self.link.mode == "off":
+            return await self._call(world, work, LoadContext(work.key, work.options, work.known))
+        asked = await self._lease(world, work._replace(refresh=True, wait=0.0))
+        value, _ = await self._run(world, work, asked if asked.state == LEADER else None)
+        return value
+
+    async def delete(self, world: World, key: bytes) -> bool:
+        """Remove a key; whether no process reads it any more."""
+        args = {"key": key}
+        answer = await world.ask(self.link, "cache.delete", args)
+        self.part("cache.delete", args)
+        return answer.result is not None
+
+    def part(self, method: str, args: Mapping[str, Any] | None) -> None:
+        """After a request: what this process cleared, nobody who asks from now on may be given
+        out of a load that began before."""
+        if method in ("cache.delete", "cache.expire") and args is not None:
+            self.flights.part(args["key"])
+        elif method == "cache.clear":
+            self.flights.part_all()
+
+    # ── in this process
+
+    async def _join(self, world: World, work: Work) -> Any:
+        seconds = NESTED_WAIT if nested() else None
+        for _ in range(1000):
+            found = self.flights.enter(work.key, world.signal)
+            if isinstance(found, Joiner):
+                outcome = await self._wait(found, seconds)
+                if isinstance(outcome, Landed) and not work.refresh:
+                    return decode(outcome.payload)
+                if outcome is Turn.LEAD:
+                    return await self._lead(world, work, found.flight)
+                if outcome is None:
+                    break
+                if not work.refresh and (value := self.read(work.key)).__class__ is not Outcome:
+                    return value
+            else:
+                return await self._lead(world, work, found)
+        value, _ = await self._run(world, work, None)
+        return value
+
+    async def _wait(self, joiner: Joiner, seconds: float | None) -> Landed | Turn | None:
+        """What a joiner is told; None when that took too long, and it waits no more."""
+        try:
+            await joiner.signal.wait(seconds)
+        except BaseException:
+            self.flights.leave(joiner)
+            raise
+        outcome = joiner.outcome
+        if outcome is None:
+            self.flights.leave(joiner)
+        return outcome
+
+    async def _lead(self, world: World, work: Work, flight: Flight) -> Any:
+        outcome: Landed | Turn | None = None
+        try:
+            value, outcome = await self._fetch(world, work)
+            return value
+        finally:
+            # A failure or a cancellation is this caller's own: the next one tries.
+            if outcome is None:
+                self.flights.pass_on(flight)
+            else:
+                self.flights.land(flight, outcome)
+
+    # ── on this host
+
+    async def _fetch(self, world: World, work: Work) -> tuple[Any, Landed | Turn]:
+        """The value, and what those are told who wait for it in this process."""
+        looks = 0
+        began = time.monotonic()
+        while True:
+            asked = await self._lease(world, work)
+            if asked.state == LEADER:
+                return await self._run(world, work, asked)
+            if asked.state == HIT and (not work.refresh or looks == LOOKS):
+                if asked.payload is not None:
+                    with suppress(ValueFormatError):
+                        return decode(asked.payload), Landed(asked.payload)
+                value = self.read(work.key)
+                if value.__class__ is not Outcome:
+                    return value, Turn.AGAIN
+            if asked.state == HELD:
+                if work.wait is not None:
+                    raise NotLoaded
+                if nested() or time.monotonic() - began < LEASE_WAIT / 2:
+                    # Perhaps it waits for this one; or the daemon is about to stop.
+                    return await self._run(world, work, None)
+                began = time.monotonic()
+            looks += 1
+            if not asked.state or looks > LOOKS:
+                return await self._run(world, work, None)
+
+    async def _lease(self, world: World, work: Work) -> Asked:
+        """The daemon's answer; `state` "" when there is none."""
+        if self.link.resting:
+            return self.unanswered(work.key)
+        signal = world.signal()
+        wait = LEASE_WAIT if work.wait is None else work.wait
+        if nested():
+            wait = min(wait, NESTED_WAIT)
+        asked = self.keeper.ask(work.key, signal.set, wait=wait, refresh=work.refresh)
+        try:
+            await signal.wait(None)
+        except BaseException:
+            asked.finish()
+            raise
+        return asked
+
+    def unanswered(self, key: bytes) -> Asked:
+        """What stands for a lease while the daemon is away."""
+        return Asked(self.keeper, {"key": key}, _nothing).answered("")
+
+    async def _run(
+        self, world: World, work: Work, asked: Asked | None
+    ) -> tuple[Any, Landed | Turn]:
+        """Call the factory and store its value under a lease, if there is one."""
+        if asked is None:
+            self.unshared += 1
+        context = LoadContext(work.key, work.options, work.known)
+        failed = stored = False
+        try:
+            began = time.monotonic()
+            try:
+                value = context.resolve(await self._call(world, work, context))
+                took = time.monotonic() - began
+                payload, args = self.entry(asked, context, value, took)
+            except Exception:
+                failed = True
+                raise
+            if payload is None:
+                return value, Turn.AGAIN
+            if args is None:
+                return value, Landed(payload)
+            answer = await world.ask(self.link, "cache.set", args)
+            stored = answer.result is not None
+            if stored and not answer.result["stored"]:
+                # Deleted meanwhile, or a newer value came: for others it is too old.
+                stored = False
+                return value, Turn.AGAIN
+            return value, Landed(payload)
+        finally:
+            if asked is not None:
+                asked.finish(failed=failed, stored=stored)
+
+    async def _call(self, world: World, work: Work, context: LoadContext) -> Any:
+        """What the factory returns; as it says, with a context or without."""
+        factory = work.factory
+        with within_load([work.key]):
+            if takes_context(factory):
+                return await world.call(lambda: factory(context), is_async=is_async(factory))
+            return await world.call(factory, is_async=is_async(factory))
+
+    def entry(
+        self, asked: Asked | None, context: LoadContext, value: Any, took: float
+    ) -> tuple[bytes | None, dict[str, Any] | None]:
+        """A loaded value encoded, or None when no store takes it, and the arguments that store it
+        under its lease, or None when it is not to be stored.
+
+        Raises TypeError or ValueError for what is no value, and for what the factory set and is
+        no option.
+        """
+        terms = context.terms(value, took, self.link.default_ttl)
+        payload = self._encoded(value)
+        if payload is None or terms is None or asked is None or not asked.own:
+            return payload, None
+        if not self._fits(payload):
+            return payload, None
+        return payload, {"key": context.name, "payload": payload, "token": asked.token, **terms}
+
+    def _encoded(self, value: Any) -> bytes | None:
+        """The entry; None for one that is too large for any store. Raises TypeError."""
+        try:
+            return encode(value, compress=self.link.compression)
+        except ValueError as error:
+            self.too_large.say(error)
+            return None
+
+    def _fits(self, payload: bytes) -> bool:
+        limit = self.link.max_payload or MAX_REQUEST - ENVELOPE
+        if len(payload) <= limit:
+            return True
+        self.too_large.say(f"it has {len(payload)} bytes encoded; the limit is {limit}")
+        return False
+
+    def read(self, key: bytes) -> Any:
+        """The value in the store, or an Outcome; attaches if that can be done now."""
+        try:
+            value = self.link.reader.read(key)
+            if value is DETACHED and self.link.attach():
+                value = self.link.reader.read(key)
+        except ValueFormatError:
+            return DETACHED
+        return value
+
+
+def takes_context(factory: Callable[..., Any]) -> bool:
+    """Whether a factory takes one argument: it is given a LoadContext then."""
+    try:
+        found = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        # A built-in that does not tell.
+        return False
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in places and each.default is each.empty for each in found) == 1
+
+
+def _nothing() -> None:
+    """Nobody waits for what is answered at once."""

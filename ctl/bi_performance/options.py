@@ -1,0 +1,231 @@
+"""How a value is loaded and kept: `Options`, and what a factory may say of it, `LoadContext`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypedDict
+
+import msgpack
+
+from bi_performance.checks import check_grace, check_tags, check_ttl, terms_of
+from bi_performance.reader import Entry
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number, not {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be 0 or more and finite, not {value!r:.40}")
+
+
+class Changes(TypedDict, total=False):
+    """Single options, as keywords of a call."""
+
+    grace: float
+    soft_timeout: float | None
+    hard_timeout: float | None
+    early: float
+    jitter: float
+    negative_ttl: float | None
+    sliding: bool
+    tags: tuple[str, ...] | list[str]
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a value is loaded and kept; times in seconds.
+
+    Raises TypeError or ValueError naming the option that is none.
+    """
+
+    ttl: float | None = None
+    """None: the configured `cache.default_ttl`."""
+    grace: float = 0.0
+    """How long after its ttl a value may be served stale, while it is loaded anew or cannot be."""
+    soft_timeout: float | None = 0.0
+    """How long a caller that has a stale value waits for a fresh one, which is loaded in the
+    background then. 0: not at all; None: until it is there or the load has failed."""
+    hard_timeout: float | None = None
+    """How long any caller waits; then it gets a stale value, or LoadTimeout. None: no bound."""
+    early: float = 0.0
+    """More than 0: a value is loaded anew in the background before it expires, the more likely the
+    nearer that is and the longer the last load took. 1 is right in most cases, more is earlier."""
+    jitter: float = 0.0
+    """The ttl is shortened by up to this part of it, at random: 0.1 is by up to a tenth."""
+    negative_ttl: float | None = None
+    """The ttl of None; 0 does not store it. None: as that of any value."""
+    sliding: bool = False
+    """Whether reads renew the value for its ttl."""
+    tags: tuple[str, ...] = ()
+    """Names under which the value can be cleared."""
+    retry_after: float = 1.0
+    """How long after a load that failed stale values are served without trying again."""
+
+    def __post_init__(self) -> None:
+        check_ttl(self.ttl)
+        check_grace(self.grace)
+        object.__setattr__(self, "tags", tuple(check_tags(self.tags)))
+        for name in ("soft_timeout", "hard_timeout", "negative_ttl"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name))
+        for name in ("early", "jitter", "retry_after"):
+            _check_number(name, getattr(self, name))
+        if self.hard_timeout == 0:
+            raise ValueError("hard_timeout must be more than 0 seconds, or None")
+        if self.jitter >= 1:
+            raise ValueError(f"jitter must be less than 1, not {self.jitter!r}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing need be known of an entry but its value."""
+        return not (self.grace or self.early)
+
+
+_PLAIN: Final = Options()
+
+
+def options_of(options: Options | None, ttl: float | None, changes: Changes) -> Options:
+    """The options of a call; what it names itself goes before what `options` says."""
+    if options is None:
+        options = _PLAIN
+    elif not isinstance(options, Options):
+        raise TypeError(f"options is Options, not {type(options).__name__}")
+    if ttl is None and not changes:
+        return options
+    named: dict[str, Any] = {**changes}
+    if ttl is not None:
+        named["ttl"] = ttl
+    return dataclasses.replace(options, **named)
+
+
+class LoadTimeout(TimeoutError):
+    """No value within `hard_timeout`, and no stale one."""
+
+
+class NotModified:
+    """What `LoadContext.not_modified()` gives a factory to return."""
+
+    __slots__ = ()
+
+
+_NOT_MODIFIED: Final = NotModified()
+
+
+class LoadContext:
+    """What a factory knows and may say; it gets one when it takes one argument.
+
+    `ttl`, `grace` and `tags` may be set, as may `etag` and `last_modified`, which are kept with the
+    value and are here again when it is loaded the next time.
+    """
+
+    def __init__(self, key: bytes, options: Options, known: Entry | None) -> None:
+        self.name = key
+        self._options = options
+        self._known = known
+        self.ttl = options.ttl
+        self.grace = options.grace
+        self.tags = options.tags
+        meta = read_meta(known)
+        self.etag: str | None = meta.etag
+        self.last_modified: str | None = meta.last_modified
+
+    @property
+    def key(self) -> str | bytes:
+        """The key that is loaded: text, where it is text."""
+        try:
+            return self.name.decode()
+        except UnicodeDecodeError:
+            return self.name
+
+    @property
+    def has_stale(self) -> bool:
+        """Whether there is an older value, which `not_modified` would renew."""
+        return self._known is not None
+
+    @property
+    def stale_value(self) -> Any:
+        """The older value, or None. It must not be changed."""
+        return None if self._known is None else self._known.value
+
+    def not_modified(self) -> NotModified:
+        """To be returned: the older value is still right. Raises ValueError without one."""
+        if self._known is None:
+            raise ValueError("there is no older value that could be renewed")
+        return _NOT_MODIFIED
+
+    def resolve(self, result: Any) -> Any:
+        """The value that a factory's result stands for."""
+        return self.stale_value if result is _NOT_MODIFIED else result
+
+    def terms(self, value: Any, took: float, default_ttl: float | None) -> dict[str, Any] | None:
+        """The arguments that say what the value is stored with; None when it is not to be.
+
+        Raises TypeError or ValueError for what the factory set and is none.
+        """
+        options = self._options
+        ttl = self.ttl
+        if value is None and options.negative_ttl is not None:
+            ttl = options.negative_ttl
+            if not ttl:
+                return None
+        if options.jitter:
+            whole = default_ttl if ttl is None else check_ttl(ttl)
+            ttl = None if whole is None else whole * (1 - options.jitter * random.random())
+        meta = Meta(took if options.early else None, self.etag, self.last_modified)
+        return terms_of(
+            ttl,
+            tags=self.tags,
+            grace=self.grace,
+            sliding=options.sliding,
+            meta=meta.packed(),
+        )
+
+
+class Meta(NamedTuple):
+    """What is kept with a value for its next load."""
+
+    took: float | None = None
+    """Seconds that the last load took."""
+    etag: str | None = None
+    last_modified: str | None = None
+
+    def packed(self) -> bytes:
+        found = {name: value for name, value in self._asdict().items() if value is not None}
+        for name in ("etag", "last_modified"):
+            if not isinstance(found.get(name, ""), str):
+                raise TypeError(f"{name} is str, not {type(found[name]).__name__}")
+        packed: bytes = msgpack.packb(found) if found else b""
+        return packed
+
+
+def read_meta(entry: Entry | None) -> Meta:
+    """What was kept with an entry; of one that others stored, what of it is as it should be."""
+    if entry is None or entry.extra is None or not entry.extra.meta:
+        return Meta()
+    try:
+        found = msgpack.unpackb(entry.extra.meta)
+        took, etag, modified = (found.get(name) for name in Meta._fields)
+    except Exception:
+        # Whatever it is, it is not ours.
+        return Meta()
+    return Meta(
+        float(took) if isinstance(took, float | int) else None,
+        etag if isinstance(etag, str) else None,
+        modified if isinstance(modified, str) else None,
+    )
+
+
+def is_early(entry: Entry, options: Options) -> bool:
+    """Whether a fresh entry is to be loaded anew now.
+
+    XFetch (Vattani, Chierichetti, Lowenstein: "Optimal Probabilistic Cache Stampede Prevention",
+    VLDB 2015): each reader draws, and the sum over all of them is right without their speaking.
+    """
+    took = read_meta(entry).took
+    if entry.ttl is None or not took or took < 0:
+        return False
+    return took * options.early * -math.log(1.0 - random.random()) >= entry.ttl
