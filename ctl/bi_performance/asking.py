@@ -24,6 +24,7 @@ _FORMS: Final[Mapping[str, Mapping[str, type]]] = {
     "cache.set_many": {"stored": int},
     "cache.add": {"stored": int},
     "cache.delete": {"deleted": bool},
+    "cache.fetch": {"payloads": list},
     "cache.expire": {"expired": bool},
     "cache.touch": {"touched": bool},
     "cache.clear": {"cleared": int},

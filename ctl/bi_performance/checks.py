@@ -4,12 +4,21 @@ what is wrong."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 from bi_performance_wire.extra import MAX_TAG_BYTES, MAX_TAGS
-from bi_performance_wire.types import MAX_KEY_BYTES, MAX_KEYS, MAX_PATTERN_CHARS, MAX_TTL
+from bi_performance_wire.types import (
+    MAX_FETCH,
+    MAX_KEY_BYTES,
+    MAX_KEYS,
+    MAX_PATTERN_CHARS,
+    MAX_TTL,
+)
+from bi_performance_wire.value import ValueFormatError, decode
 
+T = TypeVar("T")
 Key = str | bytes
 Items = Mapping[str, Any] | Mapping[bytes, Any] | Mapping[Key, Any] | Iterable[tuple[Key, Any]]
 """What `set_many` takes: a mapping (its key type is invariant, hence three) or pairs."""
@@ -95,6 +104,8 @@ def terms_of(
     grace: float = 0.0,
     sliding: bool = False,
     meta: bytes = b"",
+    local: bool = False,
+    redis_ttl: float | None = None,
 ) -> dict[str, Any]:
     """The arguments that say what an entry is stored with; raises TypeError or ValueError."""
     terms: dict[str, Any] = {}
@@ -108,6 +119,10 @@ def terms_of(
         terms["sliding"] = True
     if meta:
         terms["meta"] = meta
+    if local:
+        terms["local"] = True
+    if (seconds := check_ttl(redis_ttl)) is not None:
+        terms["redis_ttl"] = seconds
     return terms
 
 
@@ -168,3 +183,22 @@ def pairs(items: Items) -> Iterable[tuple[Key, Any]]:
         except (TypeError, ValueError):
             raise TypeError(f"items[{at}] is no pair of key and value: {pair!r:.80}") from None
         yield key, value
+
+
+def portions(names: Iterable[T]) -> Iterator[list[T]]:
+    """As many at a time as one request asks for."""
+    rest = iter(names)
+    while some := list(islice(rest, MAX_FETCH)):
+        yield some
+
+
+def fetched(names: list[bytes], answer: Any) -> dict[bytes, Any]:
+    """The values of an answer to `cache.fetch`."""
+    found: dict[bytes, Any] = {}
+    for name, payload in zip(names, answer["payloads"] if answer else (), strict=False):
+        if isinstance(payload, bytes):
+            try:
+                found[name] = decode(payload)
+            except ValueFormatError:
+                continue
+    return found

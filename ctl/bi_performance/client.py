@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from bi_performance.asking import TIMEOUT, ask, ask_now
@@ -13,10 +13,12 @@ from bi_performance.checks import (
     check_keys,
     check_limit,
     clear_args,
+    fetched,
     key_bytes,
     not_utf8,
     pairs,
     pattern_args,
+    portions,
     seen_key,
     terms_of,
 )
@@ -86,8 +88,27 @@ class _Common:
             return MISS
         return found
 
-    def _entry(self, key: Key) -> CacheEntry:
-        found = self._find(key_bytes(key))
+    def _read_many(self, keys: Iterable[Key]) -> tuple[dict[Key, Any], dict[bytes, Key]]:
+        """The values of the keys that are here, and those that are to be asked for elsewhere."""
+        found: dict[Key, Any] = {}
+        elsewhere: dict[bytes, Key] = {}
+        link = self._link
+        for key in keys:
+            name = key_bytes(key)
+            try:
+                value = link.reader.read(name)
+            except ValueFormatError:
+                continue
+            if value is DETACHED:
+                value = self._read_again(name)
+            if value.__class__ is not Outcome:
+                found[key] = value
+            elif value is MISS and link.reader.asks:
+                elsewhere[name] = key
+        return found, elsewhere
+
+    def _entry(self, key: Key, *, count: bool = True) -> CacheEntry:
+        found = self._find(key_bytes(key), count=count)
         if not isinstance(found, Entry):
             return CacheEntry(False)
         return CacheEntry(True, found.value, found.age, found.stale, "local", found.ttl)
@@ -212,23 +233,36 @@ class PerformanceCache(_Common, AsyncLoads):
                     return value
             elif not name or len(name) > MAX_KEY_BYTES:
                 key_bytes(key)
+            if self._link.reader.asks:
+                return (await self._fetch([name])).get(name, default)
             return default
         return value
 
     async def get_entry(self, key: Key) -> CacheEntry:
         """The value of a key with its age, remaining lifetime and level."""
         await let_others_run()
-        return self._entry(key)
+        entry = self._entry(key)
+        if not entry.found and self._link.reader.asks and await self._fetch([key_bytes(key)]):
+            return replace(self._entry(key, count=False), level="redis")
+        return entry
 
     async def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The values of those keys that are there."""
-        found = {}
-        missing = object()
-        for key in check_keys(keys):
-            value = await self.get(key, missing)
-            if value is not missing:
-                found[key] = value
+        found: dict[Key, Any] = {}
+        elsewhere: dict[bytes, Key] = {}
+        for some in portions(check_keys(keys)):
+            here, missing = self._read_many(some)
+            found |= here
+            elsewhere |= missing
+            await let_others_run()
+        for names in portions(elsewhere):
+            there = await self._fetch(names)
+            found.update((elsewhere[name], value) for name, value in there.items())
         return found
+
+    async def _fetch(self, names: list[bytes]) -> dict[bytes, Any]:
+        """The values of keys that are not here, as far as the second level has them."""
+        return fetched(names, await self._ask("cache.fetch", {"keys": names}))
 
     async def set(
         self,
@@ -239,15 +273,20 @@ class PerformanceCache(_Common, AsyncLoads):
         tags: Iterable[str] = (),
         grace: float = 0.0,
         sliding: bool = False,
+        local: bool = False,
+        redis_ttl: float | None = None,
     ) -> bool:
         """Store a value for `ttl` seconds (None: the configured default).
 
         `tags` are names under which it can be cleared; for `grace` seconds after its ttl it may be
-        served stale to those who ask for that; with `sliding` reads renew it. True when every
+        served stale to those who ask for that; with `sliding` reads renew it; `local` keeps it
+        out of Redis, and `redis_ttl` makes it live shorter there. True when every
         process of the host reads it from now on; False when the daemon is away or refused it (too
         large, say), which is logged at a limited rate.
         """
-        terms = terms_of(ttl, tags=tags, grace=grace, sliding=sliding)
+        terms = terms_of(
+            ttl, tags=tags, grace=grace, sliding=sliding, local=local, redis_ttl=redis_ttl
+        )
         args = self._set_args(key, value, terms)
         return args is not None and await self._ask("cache.set", args) is not None
 
@@ -259,10 +298,14 @@ class PerformanceCache(_Common, AsyncLoads):
         tags: Iterable[str] = (),
         grace: float = 0.0,
         sliding: bool = False,
+        local: bool = False,
+        redis_ttl: float | None = None,
     ) -> int:
         """Store several values in few messages; how many were stored. See `set`."""
         stored = 0
-        terms = terms_of(ttl, tags=tags, grace=grace, sliding=sliding)
+        terms = terms_of(
+            ttl, tags=tags, grace=grace, sliding=sliding, local=local, redis_ttl=redis_ttl
+        )
         for args in self._batches(items, terms):
             stored += self._stored(await self._ask("cache.set_many", args))
         return stored
@@ -354,18 +397,29 @@ class SyncCache(_Common, SyncLoads):
         if value.__class__ is Outcome:
             if not name or len(name) > MAX_KEY_BYTES:
                 key_bytes(key)
+            if self._link.reader.asks:
+                return self._fetch([name]).get(name, default)
             return default
         return value
 
     def get_entry(self, key: Key) -> CacheEntry:
         """The value of a key with its age, remaining lifetime and level."""
-        return self._entry(key)
+        entry = self._entry(key)
+        if not entry.found and self._link.reader.asks and self._fetch([key_bytes(key)]):
+            return replace(self._entry(key, count=False), level="redis")
+        return entry
 
     def get_many(self, keys: Iterable[Key]) -> dict[Key, Any]:
         """The values of those keys that are there."""
-        missing = object()
-        found = ((key, self.get(key, missing)) for key in check_keys(keys))
-        return {key: value for key, value in found if value is not missing}
+        found, elsewhere = self._read_many(check_keys(keys))
+        for names in portions(elsewhere):
+            there = self._fetch(names)
+            found.update((elsewhere[name], value) for name, value in there.items())
+        return found
+
+    def _fetch(self, names: list[bytes]) -> dict[bytes, Any]:
+        """The values of keys that are not here, as far as the second level has them."""
+        return fetched(names, self._ask("cache.fetch", {"keys": names}))
 
     def set(
         self,
@@ -376,9 +430,13 @@ class SyncCache(_Common, SyncLoads):
         tags: Iterable[str] = (),
         grace: float = 0.0,
         sliding: bool = False,
+        local: bool = False,
+        redis_ttl: float | None = None,
     ) -> bool:
         """Store a value; True when every process of the host reads it from now on."""
-        terms = terms_of(ttl, tags=tags, grace=grace, sliding=sliding)
+        terms = terms_of(
+            ttl, tags=tags, grace=grace, sliding=sliding, local=local, redis_ttl=redis_ttl
+        )
         args = self._set_args(key, value, terms)
         return args is not None and self._ask("cache.set", args) is not None
 
@@ -390,9 +448,16 @@ class SyncCache(_Common, SyncLoads):
         tags: Iterable[str] = (),
         grace: float = 0.0,
         sliding: bool = False,
+        local: bool = False,
+        redis_ttl: float | None = None,
     ) -> int:
         """Store several values in few messages; how many were stored."""
-        batches = self._batches(items, terms_of(ttl, tags=tags, grace=grace, sliding=sliding))
+        batches = self._batches(
+            items,
+            terms_of(
+                ttl, tags=tags, grace=grace, sliding=sliding, local=local, redis_ttl=redis_ttl
+            ),
+        )
         return sum(self._stored(self._ask("cache.set_many", args)) for args in batches)
 
     def delete(self, key: Key) -> bool:

@@ -51,6 +51,7 @@ class Absent:
     """Stands for the store while there is none."""
 
     default_ttl: float | None = None
+    asks = 0
 
     @property
     def now(self) -> int:
@@ -65,6 +66,8 @@ class Absent:
 
 class ObservingReader(StoreReader):
     """Reads as ever and serves nothing: what it would have served is counted instead."""
+
+    asks = 0
 
     def read(self, key: bytes, retries: int = 8) -> object:
         found = super().read(key, retries)
@@ -85,6 +88,8 @@ class ObservingReader(StoreReader):
 
 class SilentReader(StoreReader):
     """Serves and counts nothing; it tells while the daemon that said so, `mode = off`, is there."""
+
+    asks = 0
 
     def read(self, key: bytes, retries: int = 8) -> Outcome:
         self.now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -221,17 +221,16 @@ class StoreReader:
         if flags & ~L.FLAGS:
             # Not flags alone: the record's key is longer than the one that was asked for.
             return 0
+        sequence = L.BODY.unpack_from(record)[0] >> 16
         if flags & L.FLAG_EXTRA:
             extra = unpack_extra(record, end)
-            sequence = L.BODY.unpack_from(record)[0] >> 16
             if extra.tags and any_cleared(extra.tags, sequence, self._tags):
                 return 0
             end += int.from_bytes(record[end : end + 2], "little")
         if flags & L.FLAG_SHARED:
-            control = self._control
-            known = control[L.W_COHERENT_UNTIL]
-            if self.now >= known:
-                if self.now >= known + control[L.W_PARTITION]:
+            known = self._control[L.W_COHERENT_UNTIL]
+            if self.now >= known and sequence <= self._control[L.W_OUTAGE]:
+                if self.now >= known + self._control[L.W_PARTITION]:
                     return 0
                 self.page[L.P_STALE] += 1
         return end
@@ -270,7 +269,8 @@ class StoreReader:
         ):
             return None
         stale = not fresh
-        if place.shared and now >= (known := self._control[L.W_COHERENT_UNTIL]):
+        known = self._control[L.W_COHERENT_UNTIL]
+        if place.shared and now >= known and place.sequence <= self._control[L.W_OUTAGE]:
             if now >= known + self._control[L.W_PARTITION]:
                 return None
             stale = True
@@ -346,6 +346,11 @@ class StoreReader:
         now = _clock(_BOOT_CLOCK)
         if now >= self._own.due:
             self._own.write(self.page, now)
+
+    @property
+    def asks(self) -> int:
+        """Whether the daemon has a second level, in which what is not here may be."""
+        return self._control[L.W_REMOTE]
 
     def alive(self) -> bool:
         """Whether the daemon's deadline is in the future."""

@@ -147,6 +147,13 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command("cache.get_many", "Read several values in one frame.", args="CacheGetMany", large=True),
     Command(
+        "cache.fetch",
+        "Ask Redis for values that are not in the store; they are there from then on.",
+        args="CacheFetch",
+        result="Fetched",
+        large=True,
+    ),
+    Command(
         "cache.set",
         "Store one value.",
         args="CacheSet",

@@ -79,6 +79,9 @@ W_EXPIRED_AT: Final = 26
 W_PARTITION: Final = 23
 """Nanoseconds after W_COHERENT_UNTIL for which shared entries are served all the same."""
 W_TAGS_AT: Final = 24
+W_OUTAGE: Final = 27
+"""Shared entries of a higher sequence were stored while the second level was away: they are not
+gated. NEVER while it is not."""
 W_REMOTE: Final = 25
 """1 while a miss here may be a hit in a second level that the daemon can ask."""
 W_ALIVE: Final = 64

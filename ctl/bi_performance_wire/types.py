@@ -15,6 +15,8 @@ from bi_performance_wire.extra import MAX_META_BYTES, MAX_TAG_BYTES, MAX_TAGS
 MAX_KEY_BYTES = 8192
 MAX_PATTERN_CHARS = 1024
 MAX_BATCH = 10_000
+MAX_FETCH = 1000
+"""Keys that the second level is asked for at once."""
 MAX_KEYS = 100_000
 """Keys that one request lists."""
 MAX_TTL = 315_360_000.0
@@ -107,6 +109,12 @@ class CacheGetMany(Args, frozen=True, kw_only=True):
     payload: bool = False
 
 
+class CacheFetch(Args, frozen=True, kw_only=True):
+    """Ask the second level for keys that were not found in the store."""
+
+    keys: Annotated[list[Key], msgspec.Meta(min_length=1, max_length=MAX_FETCH)]
+
+
 class CacheSet(Args, frozen=True, kw_only=True):
     key: Key
     value: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -122,6 +130,10 @@ class CacheSet(Args, frozen=True, kw_only=True):
     token: Token | None = None
     """The lease under which the value was loaded: stored only if that is current, and the key was
     neither deleted nor cleared since. Not for `cache.add`."""
+    local: bool = False
+    """For this host alone: not put into Redis."""
+    redis_ttl: Ttl | None = None
+    """How long Redis has it, when that is shorter than ttl."""
 
 
 class CacheSetMany(Args, frozen=True, kw_only=True):
@@ -138,6 +150,10 @@ class CacheSetMany(Args, frozen=True, kw_only=True):
     """Reads renew the entry for its ttl."""
     tags: Tags = []
     meta: Meta = b""
+    local: bool = False
+    """For this host alone: not put into Redis."""
+    redis_ttl: Ttl | None = None
+    """How long Redis has it, when that is shorter than ttl."""
 
 
 class CacheLease(Args, frozen=True, kw_only=True):
@@ -227,6 +243,11 @@ class Stored(Result, frozen=True, kw_only=True, omit_defaults=True):
     refused: str | None = None
     """Why some entries of `cache.set_many`, being too large, or that of a `cache.set` under a lease
     were not written."""
+
+
+class Fetched(Result, frozen=True, kw_only=True):
+    payloads: list[bytes | None]
+    """Encoded entries in the order of the keys; nil where there is none, or none that is fresh."""
 
 
 class Deleted(Result, frozen=True, kw_only=True):

@@ -399,7 +399,7 @@ def _say_what_waits(settings: Settings, places: Places) -> None:
     """Log once what is configured for parts that this version does not have."""
     if places.log_moved:
         log.warning("log.moved", reason=places.log_moved, file=str(places.log_file))
-    parts = ("cache.redis_url", "database.", "tasks.", "spool.", "memory.")
+    parts = ("database.", "tasks.", "spool.", "memory.")
     waiting = [
         key
         for key, origin in settings.origins.items()

@@ -149,6 +149,8 @@ def test_values_of_every_kind_go_in_and_out(say: Seen) -> None:
         (["cache", "gett"], "cache needs one of: get"),
         (["benchmark", "--iterations", "0"], "--iterations"),
         (["benchmark", "--iterations", "many"], "--iterations"),
+        (["benchmark", "--redis", "no url"], "--redis"),
+        (["benchmark", "--redis", "redis://:secret@127.0.0.1:1/0"], "does not answer"),
         (["status", "--timeout", "-1"], "--timeout"),
         (["status", "extra"], "extra"),
         (["cache", "set", "key"], "VALUE"),

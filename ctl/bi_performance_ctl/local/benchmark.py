@@ -1,4 +1,5 @@
-"""`benchmark`: what the cache costs on this host, through the public API, beside a plain dict."""
+"""`benchmark`: what the cache costs on this host, through the public API, beside a plain dict and,
+where there is one, Redis."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from bi_performance_ctl.console import UNREACHABLE, USAGE, Console, Exit
@@ -20,6 +22,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iterations", metavar="N", default="1000", help="operations of each kind (1000)"
     )
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        default=os.environ.get("REDIS_URL") or None,
+        help="measure redis-py with this server beside it (default: REDIS_URL, if set)",
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -28,7 +36,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise Exit(
             USAGE, f"--iterations must be a whole number from 1 to {MOST}, not {args.iterations!r}"
         )
-    rows = measure(int(args.iterations), console)
+    rows = measure(int(args.iterations), console, args.redis)
     if console.json:
         console.document({"iterations": int(args.iterations), "results": rows})
     else:
@@ -36,8 +44,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def measure(iterations: int, console: Console) -> list[dict[str, Any]]:
-    """Run every kind of operation; durations in nanoseconds. Raises Exit without a daemon."""
+Kind = tuple[str, int, int, Callable[[int], object]]
+"""Name, how many times, keys each time, and what to do the nth time."""
+
+
+def measure(iterations: int, console: Console, redis: str | None = None) -> list[dict[str, Any]]:
+    """Run every kind of operation; durations in nanoseconds.
+
+    Raises Exit without a daemon, or when the Redis that was named cannot be used.
+    """
     from bi_performance.optimizer import PerformanceOptimizer
 
     path = console.find_socket()
@@ -61,7 +76,7 @@ def measure(iterations: int, console: Console) -> list[dict[str, Any]]:
 
     batches = max(1, iterations // BATCH)
     pairs: dict[str | bytes, Any] = dict.fromkeys(keys[:BATCH], value)
-    kinds: list[tuple[str, int, int, Callable[[int], object]]] = [
+    kinds: list[Kind] = [
         ("set", iterations, 1, store),
         ("get, hit in place", iterations, 1, hit),
         ("get, miss in place", iterations, 1, lambda n: cache.get(prefix)),
@@ -70,12 +85,74 @@ def measure(iterations: int, console: Console) -> list[dict[str, Any]]:
         (f"get_many of {len(pairs)}", batches, len(pairs), lambda n: cache.get_many(pairs)),
         ("plain dict, get", iterations, 1, lambda n: plain.get(keys[n % count])),
     ]
+    peer = None if redis is None else _Redis(redis)
+    if peer is not None:
+        kinds += peer.kinds(keys, value, iterations)
     try:
         with _progress(sum(kind[1] for kind in kinds), console) as advance:
             return [_time(name, times, size, act, advance) for name, times, size, act in kinds]
     finally:
         cache.clear(prefix)
         optimizer.close()
+        if peer is not None:
+            peer.close(keys)
+
+
+class _Redis:
+    """redis-py, as a scraper would use it without the sidecar; its keys are gone afterwards."""
+
+    def __init__(self, url: str) -> None:
+        """Connect. Raises Exit, naming the remedy and no password."""
+        try:
+            from redis import Redis
+            from redis.exceptions import RedisError
+        except ImportError:
+            raise Exit(
+                USAGE, "--redis needs redis-py: pip install 'bi-performance[performance]'"
+            ) from None
+        try:
+            self._client = Redis.from_url(url, socket_timeout=5, socket_connect_timeout=5)
+            self._client.ping()
+        except ValueError:
+            raise Exit(USAGE, "--redis: not a URL such as redis://localhost:6379/0") from None
+        except (RedisError, OSError) as error:
+            kind = type(error).__name__
+            raise Exit(
+                USAGE,
+                f"the Redis of --redis or REDIS_URL does not answer ({kind}): start it, name"
+                " another, or unset REDIS_URL",
+            ) from None
+
+    def kinds(self, keys: list[str], value: str, iterations: int) -> list[Kind]:
+        client, count = self._client, len(keys)
+        some = dict.fromkeys(keys[:BATCH], value)
+
+        def store_many(n: int) -> None:
+            with client.pipeline(transaction=False) as pipe:
+                for key, each in some.items():
+                    pipe.set(key, each, ex=600)
+                pipe.execute()
+
+        few = min(iterations, 20_000)
+        batches = max(1, few // BATCH)
+        return [
+            ("redis-py, SET", few, 1, lambda n: client.set(keys[n % count], value, ex=600)),
+            ("redis-py, GET", few, 1, lambda n: client.get(keys[n % count])),
+            (f"redis-py, {len(some)} SETs in a pipeline", batches, len(some), store_many),
+            (
+                f"redis-py, MGET of {len(some)}",
+                batches,
+                len(some),
+                lambda n: client.mget(list(some)),
+            ),
+        ]
+
+    def close(self, keys: list[str]) -> None:
+        from redis.exceptions import RedisError
+
+        with suppress(RedisError):
+            self._client.unlink(*keys)
+        self._client.close()
 
 
 def _time(

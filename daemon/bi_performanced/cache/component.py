@@ -13,14 +13,16 @@ from bi_performance_wire import layout as L
 from bi_performance_wire.errors import INVALID_ARGUMENT, UNAVAILABLE, WireError
 from bi_performance_wire.extra import MAX_EXTRA_BYTES
 from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, CacheStats
-from bi_performanced.cache.clients import Attachment, boot_clock
+from bi_performanced.cache.clients import Attachment, Figures, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
 from bi_performanced.cache.opening import Opened, open_store
+from bi_performanced.cache.patterns import matcher
+from bi_performanced.cache.second import SecondLevel
 from bi_performanced.cache.store import Held
-from bi_performanced.cache.terms import Compression, Terms
+from bi_performanced.cache.terms import Compression, Terms, check_key
 from bi_performanced.config import CacheSettings, LeaseSettings
 
 LOOKED_AT = 2000
@@ -35,11 +37,20 @@ class Cache:
     """
 
     def __init__(
-        self, settings: CacheSettings, opened: Opened, mode: str, leases: LeaseSettings
+        self,
+        settings: CacheSettings,
+        opened: Opened,
+        mode: str,
+        leases: LeaseSettings,
+        *,
+        state_dir: Path | None = None,
     ) -> None:
         self._home = Home(settings, opened)
         self.leasing = Leasing(leases)
         self._local = Local(self._home, self.leasing)
+        self._second: SecondLevel | None = None
+        if settings.redis_url and settings.enabled and state_dir is not None:
+            self._second = SecondLevel(self._home, self._local, settings, state_dir)
         self._mode = mode if settings.enabled else "off"
         self._hits = self._misses = 0
         self.compression = Compression()
@@ -60,7 +71,7 @@ class Cache:
     ) -> Cache:
         """Take up the store that is there, or make one. Raises WireError as `open_store`."""
         opened = open_store(settings, runtime_dir, state_dir)
-        return cls(settings, opened, mode, leases or LeaseSettings())
+        return cls(settings, opened, mode, leases or LeaseSettings(), state_dir=state_dir)
 
     def note_compression(self, payload: bytes) -> None:
         """Count what came of compressing an entry of a client of ours."""
@@ -96,36 +107,108 @@ class Cache:
         """Store an encoded entry. Readable by every process when this returns.
 
         With the token of a lease only if that is current, and the key was neither deleted nor
-        cleared since it was given. Raises WireError, Refused.
+        cleared since it was given. With Redis `settled` must follow when `waits` says so. Raises
+        WireError, Refused.
         """
         if token is not None:
             self.leasing.admit(token, key, terms.tags)
-        self._local.put(key, payload, terms)
+        second = self._second
+        if second is None:
+            self._local.put(key, payload, terms)
+        else:
+            self._local.put(key, payload, terms, second.flags(terms))
+            second.put(key, payload, terms, self._local.seconds(terms))
 
     def set_some(
         self, entries: Sequence[tuple[bytes, bytes]], start: int, terms: Terms
     ) -> tuple[int, WireError | None]:
         """Store entries whose keys were checked, from `start` on; how many, and why not more."""
-        return self._local.put_some(entries, start, terms)
+        second = self._second
+        if second is None:
+            return self._local.put_some(entries, start, terms)
+        count, error = self._local.put_some(entries, start, terms, second.flags(terms))
+        seconds = self._local.seconds(terms)
+        for key, payload in entries[start : start + count]:
+            second.put(key, payload, terms, seconds)
+        return count, error
 
     def add(self, key: bytes, payload: bytes, terms: Terms) -> bool:
-        """Store an entry only if no readable one has the key; whether it was stored."""
+        """Store an entry only if no readable one of this host has the key; whether it was stored.
+
+        Exact over hosts with `add_everywhere`.
+        """
         if self._local.held(key) is not None:
             return False
-        self._local.put(key, payload, terms)
+        self._local.put(key, payload, terms, self._second.flags(terms) if self._second else 0)
         return True
+
+    async def add_everywhere(self, key: bytes, payload: bytes, terms: Terms) -> bool:
+        """As `add`, asking Redis; while that is away, exact on this host."""
+        second = self._second
+        if second is None or self._local.held(key) is not None:
+            return self.add(key, payload, terms)
+        added = await second.add(key, payload, terms, self._local.seconds(terms))
+        if added is None:
+            if not self.add(key, payload, terms):
+                return False
+            second.put(key, payload, terms, self._local.seconds(terms))
+            return True
+        if added:
+            self._local.put(key, payload, terms, second.flags(terms))
+        return added
 
     def delete(self, key: bytes) -> bool:
         """Remove an entry; whether one was readable. Raises WireError for a key out of bounds."""
-        return self._local.delete(key)
+        deleted = self._local.delete(key)
+        if self._second is not None:
+            self._second.delete(key)
+        return deleted
 
     def expire(self, key: bytes) -> bool:
         """Make an entry stale; whether it was fresh. Raises WireError for a key out of bounds."""
-        return self._local.expire(key)
+        expired = self._local.expire(key)
+        if self._second is not None:
+            held = self._local.held(key, stale=True)
+            if held is None:
+                self._second.delete(key)
+            else:
+                self._second.renewed(key, held)
+        return expired
 
     def touch(self, key: bytes, ttl: float | None) -> bool:
         """Renew an entry for `ttl` seconds (None: as its `sliding` says); whether there was one."""
-        return self._local.touch(key, ttl) is not None
+        held = self._local.touch(key, ttl)
+        if held is not None and self._second is not None:
+            self._second.renewed(key, held)
+        return held is not None
+
+    def hit_elsewhere(self, count: int) -> None:
+        """So many of what `fetch` found are about to be counted as hits here, once more."""
+        self._hits -= count
+        self._misses += count
+
+    @property
+    def asks(self) -> bool:
+        """Whether what is not here may be in Redis."""
+        return self._second is not None and self._second.healthy
+
+    async def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """What Redis has of keys that are not here; it is here from now on."""
+        for key in keys:
+            check_key(key)
+        if self._second is None:
+            return [None] * len(keys)
+        return await self._second.fetch(keys)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a change is to be answered only after `settled`."""
+        return self._second is not None and self._second.waits
+
+    async def settled(self) -> None:
+        """Until Redis has what was changed before this call, or it is kept for its return."""
+        if self._second is not None:
+            await self._second.settled()
 
     def seconds(self, terms: Terms) -> float:
         """How long an entry with these terms lives. Raises WireError."""
@@ -143,7 +226,13 @@ class Cache:
         stale: bool = False,
         dry_run: bool = False,
     ) -> int:
-        """Remove, make stale or count what matches; see Local.clear."""
+        """Remove, make stale or count what matches, on every host; how many here.
+
+        See Local.clear.
+        """
+        matcher(pattern)
+        if self._second is not None and not dry_run:
+            self._second.clear(pattern, tags, stale)
         cleared = await self._local.clear(pattern, tags=tags, stale=stale, dry_run=dry_run)
         if not dry_run:
             self.on_clear()
@@ -156,7 +245,7 @@ class Cache:
         store = self._home.store
         counters = self._home.counters
         seen = self._home.clients.figures(boot_clock())
-        hits, misses = self._hits + seen.hits, self._misses + seen.misses
+        hits, misses = self._reads(seen)
         ring_bytes = store.small.bytes + store.main.bytes
         return CacheStats(
             hits=hits,
@@ -178,8 +267,8 @@ class Cache:
             clients=len(self._home.clients.attached),
             levels=CacheLevels(
                 local={
-                    "hits": hits,
-                    "misses": misses,
+                    "hits": self._hits + seen.hits,
+                    "misses": self._misses + seen.misses,
                     "hits_in_place": seen.hits,
                     "misses_in_place": seen.misses,
                     "observed_hits": seen.observed,
@@ -194,7 +283,7 @@ class Cache:
                     "size_bytes": store.live_bytes,
                     "leases": self.leasing.figures(),
                 },
-                redis=None,
+                redis=None if self._second is None else self._second.stats(),
             ),
         )
 
@@ -202,7 +291,7 @@ class Cache:
         """`ok`, `degraded` with the reason, or `off`; and the figures a person asks for first."""
         store = self._home.store
         seen = self._home.clients.figures(boot_clock())
-        hits, misses = self._hits + seen.hits, self._misses + seen.misses
+        hits, misses = self._reads(seen)
         found: dict[str, Any] = {
             "status": "ok" if self._home.settings.enabled else "off",
             "mode": self._mode,
@@ -220,10 +309,20 @@ class Cache:
         untrusted = sum(not one.plausible for one in self._home.clients.attached.values())
         if untrusted:
             found["untrusted_clients"] = untrusted
-        if self._home.failed:
+        reasons = [self._home.failed] if self._home.failed else []
+        if self._second is not None:
+            found["redis"] = self._second.status()
+            if not self._second.healthy:
+                reasons.append(f"Redis is away: {found['redis']['reason']}; local only")
+        if reasons:
             found["status"] = "degraded"
-            found["reason"] = self._home.failed
+            found["reason"] = "; ".join(reasons)
         return found
+
+    def _reads(self, seen: Figures) -> tuple[int, int]:
+        """Hits and misses of all levels: what Redis had was a miss here first."""
+        further = 0 if self._second is None else self._second.hits
+        return self._hits + seen.hits + further, max(0, self._misses + seen.misses - further)
 
     # ── readers
 
@@ -314,8 +413,12 @@ class Cache:
         """Keep the readers' deadline, drop what expired, and grow, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.leasing.run)
-            await self._home.run(task_status=task_status)
-            nursery.cancel_scope.cancel()
+            if self._second is None:
+                await self._home.run(task_status=task_status)
+            else:
+                await nursery.start(self._home.run)
+                await nursery.start(self._second.run)
+                task_status.started()
 
     def close(self) -> None:
         """Tell readers that nobody keeps this store, and let go of it; the file stays."""

@@ -127,6 +127,10 @@ class Home:
         """Bytes that `cache.max_bytes` can be raised to on this host."""
         return room(self.path.parent, already=self.store.memory.size)
 
+    def set_word(self, word: int, value: int) -> None:
+        """Write a word of the control page, which goes with the entries to another store."""
+        self.store.memory.words[word] = value
+
     # ── changes
 
     def check_room(self) -> None:

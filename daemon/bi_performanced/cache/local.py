@@ -224,7 +224,7 @@ class Local:
         """
         store = self._home.store
         if not dry_run:
-            self._void(pattern, tags)
+            self.void(pattern, tags)
         if pattern is None and not tags and not dry_run:
             return store.expire_all(boot_clock()) if stale else self._home.clear()
         matches, wanted = matcher(pattern), frozenset(tags)
@@ -255,7 +255,7 @@ class Local:
             self._home.store.counters.deletes += cleared
         return cleared
 
-    def _void(self, pattern: str | None, tags: Sequence[bytes]) -> None:
+    def void(self, pattern: str | None, tags: Sequence[bytes]) -> None:
         """What is being loaded of what is cleared now is older than that."""
         if tags:
             # Whatever the pattern: which tags a value will have is known when it comes.

@@ -33,6 +33,15 @@ from bi_performanced.cache.tags import TagTable
 SMALL_SHARE = 0.1
 """The small ring's share of the limits (the paper's)."""
 _EVICTED_AT_ONCE = 64
+_MARKS = (
+    L.W_EXPIRED_AT,
+    L.W_EXPIRED,
+    L.W_COHERENT_UNTIL,
+    L.W_PARTITION,
+    L.W_OUTAGE,
+    L.W_REMOTE,
+)
+"""Words of the control page that go with the entries to another store."""
 PROMOTE_AT = 2
 """Uses in the small ring that earn a place in the main ring (the paper's)."""
 
@@ -80,6 +89,7 @@ class Found(NamedTuple):
     """As `fresh_until`, and beyond it as long as the entry may be served stale."""
     key: bytes
     extra: bytes
+    shared: bool
 
 
 class Held(NamedTuple):
@@ -187,9 +197,17 @@ class Store:
         fresh_until, kept_until = self._times(word, expires, created, extra)
         if (kept_until if stale else fresh_until) <= now:
             return None
+        if word & L.FLAG_SHARED and not self._known(word >> 16, now):
+            return None
         self.index.touch(slot)
         flags = word & L.FLAGS
         return Held(body[value_at:], fresh_until, kept_until, created, flags, extra, word >> 16)
+
+    def _known(self, sequence: int, now: int) -> bool:
+        """Whether a shared entry may be served by what is known of the other hosts."""
+        words = self.memory.words
+        until = words[L.W_COHERENT_UNTIL] + words[L.W_PARTITION]
+        return now < until or sequence > words[L.W_OUTAGE]
 
     def _times(self, word: int, expires: int, created: int, extra: bytes) -> tuple[int, int]:
         """Until when an entry is fresh, and until when it may be served at all."""
@@ -405,7 +423,17 @@ class Store:
                 if extra or created < expired:
                     fresh, kept = self._times(word, expires, created, extra)
                 found.append(
-                    Found(slot, place, word >> 16, expires, fresh, kept, data[at:end], extra)
+                    Found(
+                        slot,
+                        place,
+                        word >> 16,
+                        expires,
+                        fresh,
+                        kept,
+                        data[at:end],
+                        extra,
+                        bool(word & L.FLAG_SHARED),
+                    )
                 )
             elif slot >= enough:
                 return found, slot
@@ -474,7 +502,7 @@ class Store:
     def take_over_marks(self, source: Store) -> None:
         """Let what was cleared by tag, or made stale, where these entries come from, be so here."""
         source.tags.copy_to(self.tags)
-        for word in (L.W_EXPIRED_AT, L.W_EXPIRED):
+        for word in _MARKS:
             self.memory.words[word] = source.memory.words[word]
 
     def set_sequence(self, sequence: int, *, uses_known_from: int) -> None:

@@ -23,6 +23,10 @@ class Terms(NamedTuple):
     """Whether reads renew it for its ttl."""
     tags: tuple[bytes, ...] = ()
     meta: bytes = b""
+    local: bool = False
+    """For this host alone: not put into Redis."""
+    redis_ttl: float | None = None
+    """How long Redis has it, when that is not so long."""
 
     def extra(self, seconds: float) -> bytes:
         """The block of a record whose ttl comes to so many seconds."""
@@ -62,13 +66,13 @@ def check_key(key: bytes) -> None:
         )
 
 
-def check_ttl(ttl: float) -> float:
+def check_ttl(ttl: float, field: str = "ttl") -> float:
     """A time to live in seconds. Raises WireError for one out of bounds."""
     if not 0 < ttl <= MAX_TTL:
         raise WireError(
             INVALID_ARGUMENT,
-            f"ttl must be more than 0 and at most {MAX_TTL:.0f} seconds, not {ttl!r}",
-            field="ttl",
+            f"{field} must be more than 0 and at most {MAX_TTL:.0f} seconds, not {ttl!r}",
+            field=field,
             hint="leave ttl out for the configured default; use delete to remove an entry",
         )
     return ttl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ from bi_performanced.cache.clients import Attachment
 from bi_performanced.cache.component import Cache
 from bi_performanced.cache.home import Growing
 from bi_performanced.cache.leases import Refused
-from bi_performanced.cache.terms import Terms, check_key
+from bi_performanced.cache.terms import Terms, check_key, check_ttl
 from bi_performanced.dispatch import Caller, Handler
 
 VALUE_LIMITS = Limits(frame_bytes=64 << 10, shape_bytes=64 << 10, objects=4096, depth=64)
@@ -46,14 +46,15 @@ def handlers(cache: Cache) -> dict[str, Handler]:
         "cache.set": lambda args, caller: put(cache, args),
         "cache.set_many": lambda args, caller: put_many(cache, args),
         "cache.add": lambda args, caller: add(cache, args),
-        "cache.delete": lambda args, caller: types.Deleted(
-            deleted=cache.delete(key_bytes(args.key))
+        "cache.fetch": lambda args, caller: fetch(cache, args),
+        "cache.delete": lambda args, caller: _settled(
+            cache, types.Deleted(deleted=cache.delete(key_bytes(args.key)))
         ),
-        "cache.expire": lambda args, caller: types.Expired(
-            expired=cache.expire(key_bytes(args.key))
+        "cache.expire": lambda args, caller: _settled(
+            cache, types.Expired(expired=cache.expire(key_bytes(args.key)))
         ),
-        "cache.touch": lambda args, caller: types.Touched(
-            touched=cache.touch(key_bytes(args.key), args.ttl)
+        "cache.touch": lambda args, caller: _settled(
+            cache, types.Touched(touched=cache.touch(key_bytes(args.key), args.ttl))
         ),
         "cache.keys": lambda args, caller: keys(cache, args),
         "cache.clear": lambda args, caller: clear(cache, args),
@@ -87,6 +88,21 @@ def attach(cache: Cache, args: types.Attach, caller: Caller) -> Attachment:
 def get(cache: Cache, args: types.CacheGet) -> Any:
     name = key_bytes(args.key)
     payload = cache.peek(name)
+    if payload is None and cache.asks:
+        return _get_fetched(cache, name, args)
+    return _got(cache, name, payload, args)
+
+
+async def _get_fetched(cache: Cache, name: bytes, args: types.CacheGet) -> Any:
+    """As `get`, of a key that was asked for in Redis."""
+    (payload,) = await cache.fetch([name])
+    if payload is not None:
+        cache.hit_elsewhere(1)
+    found = _got(cache, name, payload, args)
+    return await found if isinstance(found, Coroutine) else found
+
+
+def _got(cache: Cache, name: bytes, payload: bytes | None, args: types.CacheGet) -> Any:
     if payload is not None and not args.payload and payload[0] != PLAIN:
         # What it says, not what it weighs: a kilobyte of zstd may hold megabytes of zeros.
         if THREAD_FROM <= raw_size(payload) <= MAX_ANSWER:
@@ -104,12 +120,49 @@ def get_many(cache: Cache, args: types.CacheGetMany) -> Any:
     """The values in the order of the keys, nil for each that is missing."""
     names = [key_bytes(key) for key in args.keys]
     found = _gather(cache, names)
+    if cache.asks and None in found:
+        return _get_many_fetched(cache, names, found, args)
+    return _got_many(cache, names, found, args)
+
+
+async def _get_many_fetched(
+    cache: Cache, names: list[bytes], found: list[bytes | None], args: types.CacheGetMany
+) -> Any:
+    missing = [name for name, payload in zip(names, found, strict=True) if payload is None]
+    for start in range(0, len(missing), types.MAX_FETCH):
+        payloads = await cache.fetch(missing[start : start + types.MAX_FETCH])
+        cache.hit_elsewhere(len(payloads) - payloads.count(None))
+    got = _got_many(cache, names, _gather(cache, names), args)
+    return await got if isinstance(got, Coroutine) else got
+
+
+def _got_many(
+    cache: Cache, names: list[bytes], found: list[bytes | None], args: types.CacheGetMany
+) -> Any:
     if not args.payload and any(each is not None and each[0] != PLAIN for each in found):
         return _decoded(cache, names)
     cache.count(found)
     if args.payload:
         return found
     return [None if each is None else msgspec.Raw(memoryview(each)[1:]) for each in found]
+
+
+async def fetch(cache: Cache, args: types.CacheFetch) -> types.Fetched:
+    payloads = await cache.fetch([key_bytes(key) for key in args.keys])
+    if sum(len(payload) for payload in payloads if payload is not None) > MAX_ANSWER:
+        raise _too_much()
+    return types.Fetched(payloads=payloads)
+
+
+def _settled(cache: Cache, result: Any) -> Any:
+    """The result, or an awaitable of it when Redis is to have the change first."""
+    return _once_settled(cache, result) if cache.waits else result
+
+
+async def _once_settled(cache: Cache, result: Any) -> Any:
+    found = await result if isinstance(result, Coroutine) else result
+    await cache.settled()
+    return found
 
 
 def _gather(cache: Cache, names: list[bytes]) -> list[bytes | None]:
@@ -215,7 +268,7 @@ def _entry(cache: Cache, args: types.CacheSet) -> bytes:
 
 def put(cache: Cache, args: types.CacheSet) -> Any:
     name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
-    return _when_grown(cache, lambda: _put(cache, name, entry, terms, args.token))
+    return _settled(cache, _when_grown(cache, lambda: _put(cache, name, entry, terms, args.token)))
 
 
 def _put(
@@ -230,15 +283,25 @@ def _put(
 
 def _terms(args: types.CacheSet | types.CacheSetMany) -> Terms:
     """What the entries are stored with. Raises WireError naming the field."""
+    if args.redis_ttl is not None:
+        check_ttl(args.redis_ttl, "redis_ttl")
     if not (args.grace or args.sliding or args.tags or args.meta):
-        return Terms(args.ttl)
+        return Terms(args.ttl, local=args.local, redis_ttl=args.redis_ttl)
     if not 0 <= args.grace <= types.MAX_TTL:
         raise WireError(
             INVALID_ARGUMENT,
             f"grace must be 0 to {types.MAX_TTL:.0f} seconds, not {args.grace!r}",
             field="grace",
         )
-    return Terms(args.ttl, args.grace, args.sliding, tag_bytes(args.tags), args.meta)
+    return Terms(
+        args.ttl,
+        args.grace,
+        args.sliding,
+        tag_bytes(args.tags),
+        args.meta,
+        args.local,
+        args.redis_ttl,
+    )
 
 
 def tag_bytes(tags: list[str]) -> tuple[bytes, ...]:
@@ -258,7 +321,13 @@ def add(cache: Cache, args: types.CacheSet) -> Any:
     if args.token is not None:
         raise WireError(INVALID_ARGUMENT, "only cache.set stores under a lease", field="token")
     name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
+    if cache.asks:
+        return _add_everywhere(cache, name, entry, terms)
     return _when_grown(cache, lambda: types.Stored(stored=int(cache.add(name, entry, terms))))
+
+
+async def _add_everywhere(cache: Cache, name: bytes, entry: bytes, terms: Terms) -> types.Stored:
+    return types.Stored(stored=int(await cache.add_everywhere(name, entry, terms)))
 
 
 def _when_grown(cache: Cache, act: Callable[[], types.Stored]) -> Any:
@@ -307,7 +376,7 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
             reason = refused[0].message + more
         return types.Stored(stored=at - len(refused), refused=reason)
 
-    return _when_grown(cache, put_rest)
+    return _settled(cache, _when_grown(cache, put_rest))
 
 
 def _entries(args: types.CacheSetMany) -> list[tuple[bytes, bytes]]:
@@ -358,4 +427,6 @@ async def clear(cache: Cache, args: types.CacheClear) -> types.Cleared:
     count = await cache.clear(
         args.pattern, tags=tag_bytes(args.tags), stale=args.stale, dry_run=args.dry_run
     )
+    if cache.waits:
+        await cache.settled()
     return types.Cleared(cleared=count, dry_run=args.dry_run)

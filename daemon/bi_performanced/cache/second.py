@@ -1,0 +1,258 @@
+"""Redis behind the store: what is written here goes there, and what others write there goes here.
+
+An entry that Redis has too is *shared*: readers serve it while this host hears what the others
+change, and for `cache.on_partition` beyond that. What is stored while Redis is away is shared as
+well, but served all the same: on this host it is the newest there is, and when Redis is back, its
+key is taken out there.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from bi_performance_wire import layout as L
+from bi_performance_wire.errors import WireError
+from bi_performance_wire.extra import unpack_extra
+from bi_performanced.cache.clients import boot_clock
+from bi_performanced.cache.home import Home
+from bi_performanced.cache.local import Local
+from bi_performanced.cache.patterns import matcher
+from bi_performanced.cache.store import Held
+from bi_performanced.cache.sweeping import every_entry
+from bi_performanced.cache.terms import Terms
+from bi_performanced.config import CacheSettings
+from bi_performanced.remote.breaker import RemoteAway
+from bi_performanced.remote.component import Remote
+from bi_performanced.remote.envelope import Envelope
+from bi_performanced.remote.predicate import Predicate
+
+_MS: Final = 1_000_000
+"""Nanoseconds."""
+
+
+def partition_ns(text: str) -> int:
+    """`cache.on_partition` as nanoseconds beyond what is known for which entries are served."""
+    found = re.fullmatch(r"stale\((.*)\)", text)
+    return int(float(found[1]) * 1e9) if found else 0
+
+
+class SecondLevel:
+    """The store's side of Redis: it is told what changed there, and tells what changed here."""
+
+    def __init__(self, home: Home, local: Local, settings: CacheSettings, state_dir: Path) -> None:
+        self._home = home
+        self._local = local
+        self._through = settings.write == "through"
+        self.remote = Remote(settings, state_dir, self, matcher)
+        self.healthy = False
+        self._crowded = False
+        """Whether Redis cannot keep up: changes wait for it."""
+        self.hits = self.misses = 0
+        """Of those who asked for a key that was not here."""
+        self._sweeps: list[Predicate | None] = []
+        """Clears whose entries here are still to be found; None: all shared ones."""
+        self._wake = trio.Event()
+        home.set_word(L.W_PARTITION, partition_ns(settings.on_partition))
+        home.set_word(L.W_COHERENT_UNTIL, 0)
+        home.set_word(L.W_REMOTE, 0)
+        home.set_word(L.W_OUTAGE, home.store.sequence)
+
+    # ── what changed here
+
+    @staticmethod
+    def flags(terms: Terms) -> int:
+        """The flags of an entry with these terms."""
+        return 0 if terms.local else L.FLAG_SHARED
+
+    def put(self, key: bytes, payload: bytes, terms: Terms, seconds: float) -> None:
+        """An entry was stored here."""
+        if not terms.local:
+            kept = min(seconds, terms.redis_ttl) if terms.redis_ttl else seconds
+            self._put(key, _envelope(payload, kept, terms.grace, terms.extra(seconds)))
+
+    def renewed(self, key: bytes, held: Held) -> None:
+        """An entry here has another time to live, or none."""
+        if held.flags & L.FLAG_SHARED:
+            now = boot_clock()
+            soft = max(0, held.fresh_until - now) / 1e9
+            grace = (held.kept_until - max(now, held.fresh_until)) / 1e9
+            age = max(0, now - held.created * L.CREATED_UNIT_NS) // _MS
+            self._put(key, _envelope(held.payload, soft, grace, held.extra, age))
+
+    def _put(self, key: bytes, envelope: Envelope) -> None:
+        if not self.remote.put(key, envelope):
+            self._crowded = True
+
+    def delete(self, key: bytes) -> None:
+        self.remote.delete(key)
+
+    def clear(self, pattern: str | None, tags: Sequence[bytes], stale: bool) -> None:
+        self.remote.clear(Predicate(pattern, tuple(tags), stale))
+
+    @property
+    def waits(self) -> bool:
+        """Whether a change is to be answered only once Redis has it."""
+        return self._through or self._crowded
+
+    async def settled(self) -> None:
+        """Until Redis, or the outbox, has everything that was changed here before this call."""
+        await self.remote.settled()
+        self._crowded = False
+
+    async def add(self, key: bytes, payload: bytes, terms: Terms, seconds: float) -> bool | None:
+        """Store an entry in Redis if there is none; None when Redis is away."""
+        if terms.local:
+            return None
+        try:
+            envelope = _envelope(payload, seconds, terms.grace, terms.extra(seconds))
+            return await self.remote.add(key, envelope)
+        except RemoteAway:
+            return None
+
+    # ── what is there and not here
+
+    async def fetch(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The fresh entries of keys that are not here, which they are from now on.
+
+        A dead Redis costs its timeout once, and then nothing.
+        """
+        before = self._home.store.sequence
+        try:
+            found = await self.remote.fetch_many(keys)
+        except RemoteAway:
+            found = [None] * len(keys)
+        payloads = [
+            None if envelope is None else self._install(key, envelope, before)
+            for key, envelope in zip(keys, found, strict=True)
+        ]
+        missing = payloads.count(None)
+        self.misses += missing
+        self.hits += len(payloads) - missing
+        return payloads
+
+    def _install(self, key: bytes, envelope: Envelope, before: int) -> bytes | None:
+        here = self._local.held(key, stale=True)
+        if here is not None and here.sequence > before:
+            # Stored here meanwhile: the newer one.
+            return here.payload if here.fresh_until > boot_clock() else None
+        now = boot_clock()
+        age = max(0, int(time.time() * 1000) - envelope.created)
+        # Redis has said whether it is fresh; the clocks of two hosts are not to say it again.
+        mark = self._home.store.memory.words[L.W_EXPIRED]
+        # One that does not fit here is for who asked all the same.
+        with suppress(WireError):
+            self._local.install(
+                key,
+                envelope.payload,
+                expires=now + envelope.fresh * _MS,
+                created=max(mark, (now - age * _MS) // L.CREATED_UNIT_NS),
+                extra=envelope.extra,
+                flags=L.FLAG_SHARED,
+            )
+        return envelope.payload if envelope.fresh else None
+
+    # ── what changed there (the remote level calls these, on the loop)
+
+    def invalidate(self, key: bytes) -> None:
+        """Another host, or a program, has changed a key."""
+        self._local.delete(key)
+
+    def apply(self, predicate: Predicate) -> None:
+        """Another host has cleared entries. Those here are found in slices; until then this host
+        does not claim to know what the others do."""
+        store = self._home.store
+        self._local.void(predicate.pattern, predicate.tags)
+        if predicate.everything:
+            if predicate.soft:
+                store.expire_all(boot_clock())
+            else:
+                self._home.clear()
+        elif predicate.pattern is None and not predicate.soft:
+            store.clear_tags(predicate.tags)
+        else:
+            self._sweep(predicate)
+
+    def drop_shared(self, shard: int | None = None) -> None:
+        """What the others did is not known any more: nothing that is shared may be served."""
+        self._home.set_word(L.W_COHERENT_UNTIL, 0)
+        self._home.set_word(L.W_OUTAGE, L.NEVER)
+        self._local.void(None, ())
+        self._sweep(None)
+
+    def coherent(self, until: int) -> None:
+        """All that the others have changed up to now is known, and will be until then."""
+        if not self._sweeps:
+            self._home.set_word(L.W_COHERENT_UNTIL, until)
+
+    def health(self, ok: bool, reason: str | None) -> None:
+        """Redis answers, or does not any more."""
+        self.healthy = ok
+        self._home.set_word(L.W_REMOTE, int(ok))
+        self._home.set_word(L.W_OUTAGE, L.NEVER if ok else self._home.store.sequence)
+
+    def _sweep(self, what: Predicate | None) -> None:
+        self._sweeps.append(what)
+        self._wake.set()
+
+    async def _sweep_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            while self._sweeps:
+                what = self._sweeps[0]
+                if what is None:
+                    await self._drop_shared()
+                else:
+                    await self._local.clear(what.pattern, tags=what.tags, stale=what.soft)
+                self._sweeps.pop(0)
+
+    async def _drop_shared(self) -> None:
+        newest = self._home.store.sequence
+        async with aclosing(every_entry(lambda: self._home.store, lambda: None)) as entries:
+            async for store, entry, _ in entries:
+                if entry.sequence <= newest and entry.shared:
+                    store.drop_found(entry)
+
+    # ── life
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep in touch with Redis until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._sweep_all)
+            await nursery.start(self._run_remote)
+            task_status.started()
+
+    async def _run_remote(self, *, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            await self.remote.run(task_status=task_status)
+        finally:
+            # Nothing is heard of the others from here on.
+            self._home.set_word(L.W_COHERENT_UNTIL, 0)
+            self._home.set_word(L.W_REMOTE, 0)
+
+    def status(self) -> dict[str, Any]:
+        return self.remote.status()
+
+    def stats(self) -> dict[str, Any]:
+        return {"hits": self.hits, "misses": self.misses, **self.remote.stats()}
+
+
+def _envelope(payload: bytes, soft: float, grace: float, extra: bytes, age: int = 0) -> Envelope:
+    """`soft` and `grace` in seconds, `age` in milliseconds."""
+    tags = unpack_extra(extra).tags if extra else ()
+    soft_ms = int(soft * 1000)
+    return Envelope(
+        payload,
+        int(time.time() * 1000) - age,
+        soft_ms,
+        soft_ms + int(grace * 1000),
+        extra,
+        tags,
+    )

@@ -1,0 +1,196 @@
+"""Redis behind the store, as the processes of two hosts see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from bi_performance.optimizer import PerformanceOptimizer
+from support.daemon import DaemonProcess, wait_until
+from support.hosts import Host, make_hosts
+from support.redis import RedisServer
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def both(
+    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Host, Host]]:
+    with ExitStack() as stack:
+        one, other = make_hosts(tmp_path_factory.mktemp("hosts"), redis, stack)
+        yield one, other
+
+
+@pytest.fixture
+def hosts(both: tuple[Host, Host]) -> tuple[Host, Host]:
+    for host in both:
+        host.wait_well()
+    both[0].cache.clear()
+    wait_until(lambda: not any(host.cache.keys() for host in both), what="an empty cache")
+    return both
+
+
+def everywhere(hosts: tuple[Host, Host], key: str, value: object) -> bool:
+    return all(host.cache.get(key) == value for host in hosts)
+
+
+def test_what_one_host_stores_the_other_finds_by_a_miss(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    before = other.redis_figures()["hits"]
+    assert one.cache.set("https://example.com/", {"title": "Example"}, ttl=60)
+    wait_until(lambda: other.cache.get("https://example.com/") == {"title": "Example"})
+    figures = other.redis_figures()
+    assert figures["hits"] == before + 1, "the second read was in place"
+    entry = other.cache.get_entry("https://example.com/")
+    assert entry.level == "local" and entry.ttl is not None and 50 < entry.ttl <= 60
+    names = list(redis.client.keys("bi:perf:*"))
+    assert names == [b"bi:perf:https://example.com/"]
+    assert 0 < redis.client.pttl(names[0]) <= 60_000
+
+
+def test_a_change_on_one_host_takes_effect_on_the_other(hosts: tuple[Host, Host]) -> None:
+    one, other = hosts
+    one.cache.set_many({"a": 1, "b": 2, "c": 3}, ttl=60)
+    wait_until(lambda: other.cache.get_many(["a", "b", "c"]) == {"a": 1, "b": 2, "c": 3})
+    other.cache.set("a", 11)
+    one.cache.delete("b")
+    wait_until(lambda: everywhere(hosts, "a", 11) and everywhere(hosts, "b", None))
+    assert everywhere(hosts, "c", 3)
+
+
+def test_clears_reach_the_other_host(hosts: tuple[Host, Host], redis: RedisServer) -> None:
+    one, other = hosts
+    redis.client.set("foreign", "stays")
+    one.cache.set_many({"shop:1": 1, "shop:2": 2}, tags=["shop"])
+    one.cache.set("news:1", 1, tags=["news"])
+    one.cache.set("graced", 1, grace=600)
+    keys = ["shop:1", "shop:2", "news:1", "graced"]
+    wait_until(lambda: len(other.cache.get_many(keys)) == 4, what="all on the other host")
+    other.cache.clear(tags=["news"])
+    wait_until(lambda: everywhere(hosts, "news:1", None), what="no tagged entry")
+    other.cache.clear("shop:*")
+    wait_until(
+        lambda: all(host.cache.get_many(["shop:1", "shop:2"]) == {} for host in hosts),
+        what="no entry that matches",
+    )
+    other.cache.clear(stale=True)
+    wait_until(lambda: one.cache.get("graced") is None, what="a stale entry")
+    assert one.cache.get_entry("graced").stale
+    one.cache.clear()
+    wait_until(lambda: not other.cache.get_entry("graced").found, what="nothing")
+    wait_until(lambda: not redis.client.keys("bi:perf:*"), what="no key of ours")
+    assert redis.client.get("foreign") == b"stays"
+
+
+def test_what_is_for_this_host_alone_stays_there(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("mine", 1, local=True)
+    one.cache.set("ours", 1, ttl=600, redis_ttl=30)
+    wait_until(lambda: other.cache.get("ours") == 1)
+    assert redis.client.exists("bi:perf:mine") == 0 and other.cache.get("mine") is None
+    assert one.cache.get("mine") == 1
+    assert 0 < redis.client.pttl("bi:perf:ours") <= 30_000
+
+
+def test_a_key_is_new_for_one_of_all_hosts(hosts: tuple[Host, Host]) -> None:
+    one, other = hosts
+    for n in range(50):
+        first, second = (one, other) if n % 2 else (other, one)
+        assert first.cache.seen(f"page-{n}") is False
+        assert second.cache.seen(f"page-{n}") is True
+
+
+def test_a_stale_entry_is_stale_on_both(hosts: tuple[Host, Host]) -> None:
+    one, other = hosts
+    one.cache.set("key", "value", grace=600)
+    wait_until(lambda: other.cache.get("key") == "value")
+    assert other.cache.expire("key")
+    wait_until(lambda: one.cache.get("key") is None, what="a stale entry")
+
+
+def test_without_redis_it_is_a_cache_of_this_host_and_it_returns_by_itself(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("before", 1)
+    wait_until(lambda: other.cache.get("before") == 1)
+    redis.stop()
+    wait_until(lambda: not one.is_well() and not other.is_well(), what="degraded")
+    assert "Redis is away" in one.status()["reason"]
+    assert one.cache.set("during", 1) and one.cache.get("during") == 1
+    assert other.cache.get("during") is None
+    assert one.cache.delete("before") and one.cache.get("before") is None
+    redis.resume()
+    for host in hosts:
+        host.wait_well()
+    assert one.cache.get("during") == 1
+    assert other.cache.get("during") is None, "what was stored without Redis is this host's"
+    assert everywhere(hosts, "before", None)
+    one.cache.set("during", 2)
+    wait_until(lambda: everywhere(hosts, "during", 2))
+
+
+def test_a_redis_that_comes_back_empty_takes_with_it_what_it_had_said(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("shared", 1)
+    one.cache.set("mine", 1, local=True)
+    wait_until(lambda: other.cache.get("shared") == 1)
+    redis.restart()
+    wait_until(lambda: everywhere(hosts, "shared", None), what="no shared entry")
+    for host in hosts:
+        host.wait_well()
+    assert one.cache.get("mine") == 1, "what is for this host alone has nothing to do with it"
+    one.cache.set("shared", 2)
+    wait_until(lambda: everywhere(hosts, "shared", 2))
+
+
+def test_a_daemon_starts_without_redis_and_never_tells_the_password(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    folder = tmp_path_factory.mktemp("alone")
+    url = "redis://someone:hunter2@127.0.0.1:1/0"
+    with DaemonProcess(folder, env={"REDIS_URL": url}) as daemon:
+        optimizer = PerformanceOptimizer(str(daemon.socket))
+        cache = optimizer.sync.cache
+        assert cache.set("key", 1) and cache.get("key") == 1
+        import httpx
+
+        shown = wait_until(
+            lambda: [
+                text
+                for text in [
+                    httpx.get(f"{daemon.http_url}/performance/status", trust_env=False).text
+                ]
+                if "degraded" in text
+            ]
+        )
+        stats = str(cache.stats())
+        optimizer.close()
+        for text in (*shown, stats, daemon.log.read_text()):
+            assert "hunter2" not in text and "someone" not in text
+
+
+def test_write_through_answers_once_redis_has_it(
+    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("through")
+        (host,) = make_hosts(folder, redis, stack, 1, 'write = "through"')
+        for n in range(50):
+            host.cache.set(f"through-{n}", n)
+            assert redis.client.exists(f"bi:perf:through-{n}") == 1
+            host.cache.delete(f"through-{n}")
+            assert redis.client.exists(f"bi:perf:through-{n}") == 0
