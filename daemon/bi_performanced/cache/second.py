@@ -195,7 +195,10 @@ class SecondLevel:
         """Redis answers, or does not any more."""
         self.healthy = ok
         self._home.set_word(L.W_REMOTE, int(ok))
-        self._home.set_word(L.W_OUTAGE, L.NEVER if ok else self._home.store.sequence)
+        if ok:
+            self._home.set_word(L.W_OUTAGE, L.NEVER)
+        elif self._home.store.memory.words[L.W_OUTAGE] == L.NEVER:
+            self._home.set_word(L.W_OUTAGE, self._home.store.sequence)
 
     def _sweep(self, what: Predicate | None) -> None:
         self._sweeps.append(what)
