@@ -100,11 +100,11 @@ def cut_off(hosts: list[Host], redis: RedisServer) -> list[Away]:
 def partition(hosts: list[Host], redis: RedisServer) -> list[Away]:
     """One host's connections stay open and nothing comes through."""
     began = time.monotonic()
-    hosts[0].proxy.stall = True
+    hosts[0].proxy.flow.clear()
     wait_until(lambda: not hosts[0].is_well(), what="degraded")
     time.sleep(2)
-    hosts[0].proxy.stall = False
     hosts[0].proxy.drop()
+    hosts[0].proxy.flow.set()
     hosts[0].wait_well()
     return [Away(0, began, time.monotonic() + 0.5)]
 

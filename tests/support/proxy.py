@@ -14,7 +14,8 @@ class CuttingProxy:
     """Stands before a daemon's socket at `path`.
 
     Each connection is broken off after `cut_after` bytes in the direction `cut` (`"answers"` or
-    `"requests"`; None: never). `stall` keeps it open but forwards nothing more.
+    `"requests"`; None: never). `stall` keeps it open but forwards nothing more. While `flow` is
+    cleared nothing is forwarded on any connection, and all stay open.
     """
 
     def __init__(self, path: Path, target: Path) -> None:
@@ -24,6 +25,8 @@ class CuttingProxy:
         self.cut_after = 0
         self.stall = False
         self.connections = 0
+        self.flow = threading.Event()
+        self.flow.set()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen(50)
@@ -41,6 +44,7 @@ class CuttingProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.flow.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
@@ -100,6 +104,7 @@ class CuttingProxy:
         try:
             while True:
                 data, fds, _, _ = socket.recv_fds(source, 65536, 8)
+                self.flow.wait()
                 if not data:
                     break
                 if left is not None:
