@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 from bi_performance.asking import TIMEOUT, ask, ask_now
@@ -22,12 +22,14 @@ from bi_performance.checks import (
     seen_key,
     terms_of,
 )
-from bi_performance.drivers import let_others_run
+from bi_performance.drivers import TURN_NS, let_others_run
+from bi_performance.entries import CacheEntry
 from bi_performance.link import Link
 from bi_performance.loading import Loader
 from bi_performance.loads import AsyncLoads, SyncLoads
 from bi_performance.protocol import MAX_REQUEST
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
+from bi_performance.stale import Server
 from bi_performance_wire import layout as L
 from bi_performance_wire.batch import pack
 from bi_performance_wire.errors import TOO_LARGE, WireError
@@ -36,37 +38,19 @@ from bi_performance_wire.value import ValueFormatError, encode
 
 SWEEP_TIMEOUT: Final = 60.0
 """Seconds for a request that looks at every entry."""
-TURN_NS: Final = 1_000_000
-"""Nanoseconds of hits after which the event loop has a turn."""
 _BATCH_BYTES: Final = 8 << 20
 _BATCH_KEYS: Final = 1000
 _ENVELOPE: Final = 2 * MAX_KEY_BYTES
 """Bytes of a request beside an entry, at most."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheEntry:
-    """What `get_entry` found.
-
-    `age` is in seconds; `stale` tells an entry that is served beyond its time; `level` is
-    "local" (the shared store of this host), or None when nothing was found.
-    """
-
-    found: bool
-    value: Any = None
-    age: float | None = None
-    stale: bool = False
-    level: str | None = None
-    ttl: float | None = None
-    """Seconds left, or None for an entry that does not expire."""
-
-
 class _Common:
     """What both forms of the cache share: reading in place, and making requests' arguments."""
 
-    def __init__(self, link: Link, loader: Loader | None = None) -> None:
+    def __init__(self, link: Link, server: Server | None = None) -> None:
         self._link = link
-        self._loader = loader or Loader(link)
+        self._server = server or Server(Loader(link))
+        self._loader = self._server.loader
 
     def _read_again(self, key: bytes) -> object:
         """After DETACHED: attach if that can be done now, and read once more."""
@@ -76,17 +60,6 @@ class _Common:
             except ValueError:
                 return MISS
         return DETACHED
-
-    def _find(self, name: bytes, *, count: bool = True) -> Entry | Outcome:
-        """What is known of an entry, stale or not, attaching if that can be done now."""
-        try:
-            found = self._link.reader.find(name, count=count)
-            if found is DETACHED and self._link.attach():
-                found = self._link.reader.find(name, count=count)
-        except ValueError:
-            # What a foreign client stored under another client's marker is no value.
-            return MISS
-        return found
 
     def _read_many(self, keys: Iterable[Key]) -> tuple[dict[Key, Any], dict[bytes, Key]]:
         """The values of the keys that are here, and those that are to be asked for elsewhere."""
@@ -108,7 +81,7 @@ class _Common:
         return found, elsewhere
 
     def _entry(self, key: Key, *, count: bool = True) -> CacheEntry:
-        found = self._find(key_bytes(key), count=count)
+        found = self._server.find(key_bytes(key), count=count)
         if not isinstance(found, Entry):
             return CacheEntry(False)
         return CacheEntry(True, found.value, found.age, found.stale, "local", found.ttl)

@@ -13,15 +13,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
 
 from bi_performance.checks import Key, key_bytes
 from bi_performance.drivers import let_others_run
-from bi_performance.loading import Loader, Work
+from bi_performance.loading import Work
 from bi_performance.options import LoadContext, Options
 from bi_performance.reader import Outcome
-from bi_performance.worlds import THREADS, is_async, run_now, running_world
+from bi_performance.stale import Server
+from bi_performance.worlds import THREADS, World, is_async, run_now, running_world
 from bi_performance_wire.value import encode
 
 P = ParamSpec("P")
@@ -39,13 +40,14 @@ class Cached(Generic[P, R]):
     def __init__(
         self,
         function: Callable[P, R],
-        loader: Loader,
+        server: Server,
         options: Options,
         key: str | Callable[..., Key] | None,
     ) -> None:
         self.__wrapped__ = function
         functools.update_wrapper(self, function)
-        self._loader = loader
+        self._server = server
+        self._loader = server.loader
         self._options = options
         self._key = key
         signature = inspect.signature(function)
@@ -57,23 +59,24 @@ class Cached(Generic[P, R]):
 
     def __call__(self, *args: P.args, **named: P.kwargs) -> R:
         name = self._key_of(args, named)
-        value = self._loader.read(name)
-        if value.__class__ is not Outcome:
+        if self._options.plain and (value := self._loader.read(name)).__class__ is not Outcome:
             found: R = value
             return found
-        return self._load(self._work(name, args, named))
+        return self._run(self._serve(THREADS, name, self._factory(args, named)))
 
     def refresh(self, *args: P.args, **named: P.kwargs) -> R:
         """Call the function now, keep its result, and return it; awaited when it is async."""
-        work = self._work(self._key_of(args, named), args, named)
-        return self._load(work._replace(refresh=True))
+        world = running_world() if self._async else THREADS
+        name, factory = self._key_of(args, named), self._factory(args, named)
+        return self._run(self._server.refresh(world, name, factory, self._options))
 
     def invalidate(self, *args: Any, **named: Any) -> Any:
         """Delete what is kept for these arguments; awaited when the function is async.
 
         True when no process reads it any more, False when the daemon is away.
         """
-        return self._run(self._delete(self._key_of(args, named)))
+        found: Any = self._run(self._delete(self._key_of(args, named)))
+        return found
 
     def key(self, *args: P.args, **named: P.kwargs) -> Any:
         """The key for these arguments: text, where it is text."""
@@ -92,15 +95,18 @@ class Cached(Generic[P, R]):
         world = running_world() if self._async else THREADS
         return await self._loader.delete(world, name)
 
-    def _load(self, work: Work) -> R:
-        world = running_world() if self._async else THREADS
-        found: R = self._run(self._loader.load(world, work))
-        return found
+    async def _serve(self, world: World, name: bytes, factory: Callable[..., Any]) -> Any:
+        if self._options.plain:
+            return await self._loader.load(world, Work(name, factory, self._options))
+        return (await self._server.serve(world, name, factory, self._options)).value
 
-    def _run(self, work: Any) -> Any:
-        return work if self._async else run_now(work)
+    def _run(self, work: Coroutine[Any, Any, Any]) -> R:
+        """What the function gives: a coroutine, or what that comes to."""
+        found: Any = work if self._async else run_now(work)
+        result: R = found
+        return result
 
-    def _work(self, name: bytes, args: tuple[Any, ...], named: Mapping[str, Any]) -> Work:
+    def _factory(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Callable[..., Any]:
         function = self.__wrapped__
         if self._context:
 
@@ -112,9 +118,9 @@ class Cached(Generic[P, R]):
                 async def awaiting_context(context: LoadContext) -> Any:
                     return await with_context(context)
 
-                return Work(name, awaiting_context, self._options)
-            return Work(name, with_context, self._options)
-        return Work(name, functools.partial(function, *args, **named), self._options)
+                return awaiting_context
+            return with_context
+        return functools.partial(function, *args, **named)
 
     def _key_of(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> bytes:
         if callable(self._key):
@@ -143,12 +149,10 @@ class AsyncCached(Cached[P, R]):
     async def __call__(self, *args: Any, **named: Any) -> Any:  # type: ignore[override]
         # R is the coroutine that is returned here; that cannot be said of an async method.
         name = self._key_of(args, named)
-        value = self._loader.read(name)
-        if value.__class__ is not Outcome:
+        if self._options.plain and (value := self._loader.read(name)).__class__ is not Outcome:
             await let_others_run()
             return value
-        found: Any = self._load(self._work(name, args, named))
-        return await found
+        return await self._serve(running_world(), name, self._factory(args, named))
 
 
 class Bound:
@@ -176,7 +180,7 @@ class Bound:
 
 
 def cached(
-    loader: Loader, options: Options, key: str | Callable[..., Key] | None
+    server: Server, options: Options, key: str | Callable[..., Key] | None
 ) -> Callable[[Callable[P, R]], Cached[P, R]]:
     """The decorator."""
     if key is not None and not isinstance(key, str) and not callable(key):
@@ -184,7 +188,7 @@ def cached(
 
     def decorate(function: Callable[P, R]) -> Cached[P, R]:
         kind = AsyncCached if is_async(function) else Cached
-        return kind(function, loader, options, key)
+        return kind(function, server, options, key)
 
     return decorate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import sniffio
 
@@ -12,6 +12,8 @@ from bi_performance.protocol import READ, Steps, TimedOut, Wait
 from bi_performance.turns import LoopTurns, Turns
 
 T = TypeVar("T")
+TURN_NS: Final = 1_000_000
+"""Nanoseconds of hits after which the event loop has a turn."""
 
 
 def in_trio() -> bool:

@@ -72,6 +72,10 @@ class Asked:
         return self._generation == self.keeper.generation
 
 
+Order = Asked | tuple[Asked, bool, bool] | bytes | None
+"""Ask; finish (failed, stored); touch a key; end when there is nothing to do."""
+
+
 class Keeper:
     """Used by any thread; `put` may be called in a signal handler."""
 
@@ -84,7 +88,7 @@ class Keeper:
 
     def _start(self) -> None:
         self._lock = threading.RLock()
-        self._orders: SimpleQueue[Asked | tuple[Asked, bool, bool]] = SimpleQueue()
+        self._orders: SimpleQueue[Order] = SimpleQueue()
         self._wake_fd = -1
         self._tickets = itertools.count()
         self._running = False
@@ -113,11 +117,11 @@ class Keeper:
         self.put(asked)
         return asked
 
-    def put(self, order: Asked | tuple[Asked, bool, bool]) -> None:
+    def put(self, order: Order) -> None:
         self._orders.put(order)
         with self._lock:
             if not self._running:
-                if not isinstance(order, Asked):
+                if not isinstance(order, Asked | bytes):
                     # Its connection has ended, and with it what it is about.
                     return
                 self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -129,6 +133,14 @@ class Keeper:
                 ).start()
             with suppress(BlockingIOError):
                 os.eventfd_write(self._wake_fd, 1)
+
+    def touch(self, key: bytes) -> None:
+        """Have an entry renewed that reads renew; nobody waits for it."""
+        self.put(key)
+
+    def close(self) -> None:
+        """Let the thread end as soon as there is nothing to do."""
+        self.put(None)
 
     def may_end(self) -> bool:
         """Of the thread: whether it may end, there being nothing to do. It must end then."""
@@ -153,7 +165,7 @@ class Work:
         self,
         keeper: Keeper,
         link: Link,
-        orders: SimpleQueue[Asked | tuple[Asked, bool, bool]],
+        orders: SimpleQueue[Order],
         wake_fd: int,
     ) -> None:
         self._keeper = keeper
@@ -171,6 +183,7 @@ class Work:
         self._every = FIRST_BEAT
         self._began = 0.0
         self._idle_since = time.monotonic()
+        self._linger = LINGER
 
     def run(self) -> None:
         """Work until there is nothing to do for a while."""
@@ -180,7 +193,7 @@ class Work:
             if self._waiting or self._held:
                 self._idle_since = now
                 self._beat(now)
-            elif now - self._idle_since >= LINGER:
+            elif now - self._idle_since >= self._linger:
                 if self._keeper.may_end():
                     self._close()
                     return
@@ -198,12 +211,22 @@ class Work:
             except Empty:
                 return
             try:
-                if isinstance(order, Asked):
+                if order is None:
+                    self._linger = 0.0
+                elif isinstance(order, bytes):
+                    self._touch(order)
+                elif isinstance(order, Asked):
                     self._ask(order)
                 else:
                     self._finish(*order)
             except (OSError, Unavailable) as error:
                 self._fail(error)
+
+    def _touch(self, key: bytes) -> None:
+        self._idle_since = time.monotonic()
+        if self._connection is None:
+            self._connect()
+        self._out += msgpack.packb((2, "cache.touch", [{"key": key}]))
 
     def _ask(self, asked: Asked) -> None:
         if asked.gone:
@@ -282,7 +305,7 @@ class Work:
             waits = self._every if self._beat_id is None else ANSWER_WITHIN + 0.01
             until = self._beat_at + waits
         else:
-            until = self._idle_since + LINGER
+            until = self._idle_since + self._linger
         poll.poll(max(0.0, until - now) * 1000 + 1)
 
     def _receive(self) -> None:

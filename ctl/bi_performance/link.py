@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -122,6 +123,8 @@ class Link:
         self.compression = True
         self.max_payload: int | None = None
         """The largest encoded entry in bytes that the daemon takes, once attached."""
+        self.renew: Callable[[bytes], None] | None = None
+        """Called with the key of an entry that a read is to renew."""
         self.unavailable = 0
         """Calls that were answered without the daemon."""
         self._start()
@@ -267,6 +270,7 @@ class Link:
         handed, fds[:] = list(fds), []
         # From here on the descriptors are the reader's, which closes them whatever happens.
         reader = made(handed[0], handed[1], handed[2], epoch)
+        reader.renew = self.renew if self.mode == "on" else None
         self._pending = None
         if self._attached is not None:
             self._attached.close()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
+from bi_performance.checks import portions
 from bi_performance.flights import Flight, Flights, Joiner, Landed, Turn
 from bi_performance.keeper import HELD, HIT, LEADER, Asked, Keeper
 from bi_performance.limited import Limited
@@ -37,6 +38,9 @@ NESTED_WAIT: Final = 10.0
 """Seconds that a factory waits for what another one loads: they may wait for each other."""
 LOOKS: Final = 3
 """How often a value that is said to be there is looked for in vain before it is loaded anyway."""
+TOUCH_EVERY: Final = 0.05
+"""Seconds between two requests of this process to renew one entry."""
+TOUCHES_KEPT: Final = 1000
 ENVELOPE: Final = 2 * MAX_KEY_BYTES
 """Bytes of a request beside an entry, at most."""
 
@@ -96,6 +100,7 @@ class Loader:
         self.too_large = Limited(
             log, "a loaded value cannot be stored (%s): it is returned, and loaded again"
         )
+        self._touched: dict[bytes, float] = {}
         os.register_at_fork(after_in_child=self.flights.reset)
 
     async def load(self, world: World, work: Work) -> Any:
@@ -129,6 +134,17 @@ class Loader:
         self.part("cache.delete", args)
         return answer.result is not None
 
+    def touch(self, key: bytes) -> None:
+        """Have an entry renewed for its ttl, that was stored with `sliding`, and was just read."""
+        now = time.monotonic()
+        if now - self._touched.get(key, 0.0) < TOUCH_EVERY:
+            return
+        if len(self._touched) >= TOUCHES_KEPT:
+            self._touched.clear()
+        self._touched[key] = now
+        if not self.link.resting:
+            self.keeper.touch(key)
+
     def part(self, method: str, args: Mapping[str, Any] | None) -> None:
         """After a request: what this process cleared, nobody who asks from now on may be given
         out of a load that began before."""
@@ -145,7 +161,7 @@ class Loader:
             found = self.flights.enter(work.key, world.signal)
             if isinstance(found, Joiner):
                 outcome = await self._wait(found, seconds)
-                if isinstance(outcome, Landed) and not work.refresh:
+                if isinstance(outcome, Landed) and (not work.refresh or work.wait is not None):
                     return decode(outcome.payload)
                 if outcome is Turn.LEAD:
                     return await self._lead(world, work, found.flight)
@@ -186,6 +202,9 @@ class Loader:
 
     async def _fetch(self, world: World, work: Work) -> tuple[Any, Landed | Turn]:
         """The value, and what those are told who wait for it in this process."""
+        if self.link.reader.asks and not work.refresh:
+            for payload in (await self.fetch(world, [work.key])).values():
+                return decode(payload), Landed(payload)
         looks = 0
         began = time.monotonic()
         while True:
@@ -209,6 +228,19 @@ class Loader:
             looks += 1
             if not asked.state or looks > LOOKS:
                 return await self._run(world, work, None)
+
+    async def fetch(self, world: World, keys: list[bytes]) -> dict[bytes, bytes]:
+        """The encoded entries of keys that are not here, as far as the second level has them."""
+        found: dict[bytes, bytes] = {}
+        for names in portions(keys):
+            answer = await world.ask(self.link, "cache.fetch", {"keys": names})
+            payloads = answer.result["payloads"] if answer.result else ()
+            for name, payload in zip(names, payloads, strict=False):
+                with suppress(ValueFormatError):
+                    if isinstance(payload, bytes):
+                        decode(payload)
+                        found[name] = payload
+        return found
 
     async def _lease(self, world: World, work: Work) -> Asked:
         """The daemon's answer; `state` "" when there is none."""

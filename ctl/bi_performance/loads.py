@@ -7,11 +7,13 @@ from typing import Any, ParamSpec, TypeVar, Unpack
 
 from bi_performance.checks import Key, check_keys, key_bytes
 from bi_performance.decorators import Cached, cached
-from bi_performance.drivers import let_others_run
+from bi_performance.drivers import TURN_NS, let_others_run
+from bi_performance.entries import CacheEntry
 from bi_performance.loading import Loader, Work
 from bi_performance.many import Bulk
 from bi_performance.options import Changes, Options, options_of
-from bi_performance.reader import MISS
+from bi_performance.reader import Outcome
+from bi_performance.stale import Server
 from bi_performance.worlds import THREADS, run_now, running_world
 
 P = ParamSpec("P")
@@ -21,10 +23,9 @@ R = TypeVar("R")
 class AsyncLoads:
     """Of PerformanceCache."""
 
+    _server: Server
     _loader: Loader
-
-    async def get(self, key: Key, default: Any = None) -> Any:
-        raise NotImplementedError
+    _turn_at = 0
 
     async def get_or_set(
         self,
@@ -45,11 +46,33 @@ class AsyncLoads:
         `options`, or single ones by name, are described at `Options`. Raises beside what the
         factory does: TypeError for a value that is none, LoadTimeout.
         """
-        value = await self.get(key, MISS)
-        if value is not MISS:
+        chosen = options_of(options, ttl, changes) if options or changes else None
+        if chosen is not None and not chosen.plain:
+            served = await self._server.serve(running_world(), key_bytes(key), factory, chosen)
+            return served.value
+        name = key_bytes(key)
+        value = self._loader.read(name)
+        if value.__class__ is not Outcome:
+            if (now := self._loader.link.reader.now) > self._turn_at:
+                # Hits alone would never let the loop run.
+                await let_others_run()
+                self._turn_at = now + TURN_NS
             return value
-        work = Work(key_bytes(key), factory, options_of(options, ttl, changes))
+        work = Work(name, factory, chosen or options_of(None, ttl, changes))
         return await self._loader.load(running_world(), work)
+
+    async def get_or_set_entry(
+        self,
+        key: Key,
+        factory: Callable[..., Any],
+        ttl: float | None = None,
+        *,
+        options: Options | None = None,
+        **changes: Unpack[Changes],
+    ) -> CacheEntry:
+        """As `get_or_set`, telling whether the value is stale, its age, and where it came from."""
+        chosen = options_of(options, ttl, changes)
+        return await self._server.serve(running_world(), key_bytes(key), factory, chosen)
 
     async def refresh(
         self,
@@ -63,9 +86,7 @@ class AsyncLoads:
         """As `get_or_set`, but the factory is called also when there is a value, which is served
         to others meanwhile."""
         chosen = options_of(options, ttl, changes)
-        name = key_bytes(key)
-        work = Work(name, factory, chosen, refresh=True)
-        return await self._loader.load(running_world(), work)
+        return await self._server.refresh(running_world(), key_bytes(key), factory, chosen)
 
     async def get_or_set_many(
         self,
@@ -99,16 +120,14 @@ class AsyncLoads:
 
         See `decorators.py` for the keys that are made, and for `key`.
         """
-        return cached(self._loader, options_of(options, ttl, changes), key)
+        return cached(self._server, options_of(options, ttl, changes), key)
 
 
 class SyncLoads:
     """Of SyncCache."""
 
+    _server: Server
     _loader: Loader
-
-    def get(self, key: Key, default: Any = None) -> Any:
-        raise NotImplementedError
 
     def get_or_set(
         self,
@@ -120,11 +139,28 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> Any:
         """See PerformanceCache. The factory is not async, and runs in this thread."""
-        value = self.get(key, MISS)
-        if value is not MISS:
+        chosen = options_of(options, ttl, changes) if options or changes else None
+        if chosen is not None and not chosen.plain:
+            return run_now(self._server.serve(THREADS, key_bytes(key), factory, chosen)).value
+        name = key_bytes(key)
+        value = self._loader.read(name)
+        if value.__class__ is not Outcome:
             return value
-        work = Work(key_bytes(key), factory, options_of(options, ttl, changes))
+        work = Work(name, factory, chosen or options_of(None, ttl, changes))
         return run_now(self._loader.load(THREADS, work))
+
+    def get_or_set_entry(
+        self,
+        key: Key,
+        factory: Callable[..., Any],
+        ttl: float | None = None,
+        *,
+        options: Options | None = None,
+        **changes: Unpack[Changes],
+    ) -> CacheEntry:
+        """See PerformanceCache."""
+        chosen = options_of(options, ttl, changes)
+        return run_now(self._server.serve(THREADS, key_bytes(key), factory, chosen))
 
     def refresh(
         self,
@@ -137,8 +173,7 @@ class SyncLoads:
     ) -> Any:
         """See PerformanceCache."""
         chosen = options_of(options, ttl, changes)
-        work = Work(key_bytes(key), factory, chosen, refresh=True)
-        return run_now(self._loader.load(THREADS, work))
+        return run_now(self._server.refresh(THREADS, key_bytes(key), factory, chosen))
 
     def get_or_set_many(
         self,
@@ -162,4 +197,4 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> Callable[[Callable[P, R]], Cached[P, R]]:
         """See PerformanceCache: the same decorator."""
-        return cached(self._loader, options_of(options, ttl, changes), key)
+        return cached(self._server, options_of(options, ttl, changes), key)

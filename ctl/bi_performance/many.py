@@ -137,6 +137,13 @@ class Bulk:
 
     async def _lead(self, flights: dict[bytes, Flight], wait: float) -> None:
         """Load what can be had a lease for; the flights that have landed are taken out."""
+        if self._loader.link.reader.asks:
+            there = await self._loader.fetch(self._world, list(flights))
+            for name, found in there.items():
+                self._found[name] = decode(found)
+                self._loader.flights.land(flights.pop(name), Landed(found))
+            if not flights:
+                return
         leases: dict[bytes, Asked | None] = {}
         try:
             await self._ask(leases, list(flights), wait=wait)

@@ -9,6 +9,8 @@ from bi_performance.asking import Answer, ask, ask_now
 from bi_performance.client import PerformanceCache, SyncCache
 from bi_performance.link import Link
 from bi_performance.loading import Loader
+from bi_performance.stale import Server
+from bi_performance.worlds import running_world
 
 CHANGE_TIMEOUT = 60.0
 """Seconds for a change that may move the whole store."""
@@ -49,9 +51,9 @@ def _profile_args(profile: str) -> dict[str, Any]:
 class SyncOptimizer:
     """The optimizer's API without await."""
 
-    def __init__(self, link: Link, loader: Loader) -> None:
+    def __init__(self, link: Link, server: Server) -> None:
         self._link = link
-        self.cache = SyncCache(link, loader)
+        self.cache = SyncCache(link, server)
 
     def run_performance_analysis(self) -> dict[str, Any]:
         """See PerformanceOptimizer."""
@@ -75,9 +77,9 @@ class PerformanceOptimizer:
         `mode` None: as BI_PERFORMANCE_MODE says, else as the daemon is configured.
         """
         self._link = Link(socket_path, mode=mode)
-        loader = Loader(self._link)
-        self.cache = PerformanceCache(self._link, loader)
-        self.sync = SyncOptimizer(self._link, loader)
+        self._server = Server(Loader(self._link))
+        self.cache = PerformanceCache(self._link, self._server)
+        self.sync = SyncOptimizer(self._link, self._server)
 
     @property
     def mode(self) -> str:
@@ -105,7 +107,16 @@ class PerformanceOptimizer:
         return _applied(await ask(self._link, "optimize", args, seconds=CHANGE_TIMEOUT))
 
     def close(self) -> None:
-        """Give back connections and mappings; a later use attaches again."""
+        """End loads in the background, and give back connections and mappings; a later use
+        attaches again. Loads in threads are waited for, five seconds at most."""
+        self._server.background.close()
+        self._server.loader.keeper.close()
+        self._link.close()
+
+    async def aclose(self) -> None:
+        """The same under asyncio or trio, where loads in the background are waited for too."""
+        await self._server.background.aclose(running_world())
+        self._server.loader.keeper.close()
         self._link.close()
 
 

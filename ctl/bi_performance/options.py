@@ -33,6 +33,8 @@ class Changes(TypedDict, total=False):
     sliding: bool
     tags: tuple[str, ...] | list[str]
     retry_after: float
+    local: bool
+    redis_ttl: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,14 @@ class Options:
     retry_after: float = 1.0
     """How long after a load that failed stale values are served without trying again."""
 
+    local: bool = False
+    """Keep the value on this host: it is not put into Redis."""
+    redis_ttl: float | None = None
+    """The ttl in Redis, when that is to be shorter."""
+
     def __post_init__(self) -> None:
         check_ttl(self.ttl)
+        check_ttl(self.redis_ttl)
         check_grace(self.grace)
         object.__setattr__(self, "tags", tuple(check_tags(self.tags)))
         for name in ("soft_timeout", "hard_timeout", "negative_ttl"):
@@ -182,6 +190,8 @@ class LoadContext:
             grace=self.grace,
             sliding=options.sliding,
             meta=meta.packed(),
+            local=options.local,
+            redis_ttl=options.redis_ttl,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import time
+from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -139,6 +140,8 @@ class StoreReader:
         self._tags: memoryview[int] = self._view[tags_at : tags_at + 8 * TAG_WORDS].cast("Q")
         self._alive = L.W_ALIVE + epoch % L.ALIVE_WORDS
         self.epoch = epoch
+        self.renew: Callable[[bytes], None] | None = None
+        """Called with the key of an entry that reads renew, when half of its time is over."""
         self._own = OwnFigures()
         self.tell()
         self.now = 0
@@ -226,6 +229,8 @@ class StoreReader:
             extra = unpack_extra(record, end)
             if extra.tags and any_cleared(extra.tags, sequence, self._tags):
                 return 0
+            if extra.sliding:
+                self._slide(record[_KEY_IN_BODY:end], _body(record)[1], extra.sliding)
             end += int.from_bytes(record[end : end + 2], "little")
         if flags & L.FLAG_SHARED:
             known = self._control[L.W_COHERENT_UNTIL]
@@ -234,6 +239,12 @@ class StoreReader:
                     return 0
                 self.page[L.P_STALE] += 1
         return end
+
+    def _slide(self, key: bytes, expires: int, sliding: int) -> None:
+        """Have an entry renewed that was read in the second half of its time."""
+        left = expires - self.now
+        if self.renew is not None and 0 < left < sliding * L.CREATED_UNIT_NS // 2:
+            self.renew(key)
 
     def find(self, key: bytes, *, count: bool = True) -> Entry | Outcome:
         """An entry with what is known of it, a stale one in its grace too; or MISS, or DETACHED.
@@ -250,6 +261,8 @@ class StoreReader:
             if isinstance(place, _Place) and (entry := self._entry(place, now)) is not None:
                 page[_HITS] += count
                 page[L.P_STALE] += count and entry.stale
+                if entry.extra is not None and entry.extra.sliding:
+                    self._slide(key, place.fresh_until, entry.extra.sliding)
                 if (seen := self._touches[place.slot]) < _TOUCH_MAX:
                     self._touches[place.slot] = seen + 1
                 return entry

@@ -52,9 +52,9 @@ class World(Protocol):
 
     async def ask(self, link: Link, method: str, args: Args) -> Answer: ...
 
-    def spawn(self, make: Make) -> Callable[[], None] | None:
-        """Run in the background; what cancels it, or None where it cannot be. Raises
-        RuntimeError when it cannot be started."""
+    def spawn(self, make: Make, ended: Callable[[], None]) -> Callable[[], None] | None:
+        """Run in the background, and call `ended` after that in any case; what cancels it, or
+        None where it cannot be. Raises RuntimeError when it cannot be started."""
 
 
 class Late(Exception):
@@ -93,9 +93,8 @@ class Threads:
                 found.append(await make())
             except BaseException as error:
                 failed.append(error)
-            done.set()
 
-        self.spawn(run)
+        self.spawn(run, done.set)
         if not done.wait(seconds):
             raise Late
         if failed:
@@ -105,11 +104,16 @@ class Threads:
     async def ask(self, link: Link, method: str, args: Args) -> Answer:
         return ask_now(link, method, args, seconds=TIMEOUT)
 
-    def spawn(self, make: Make) -> None:
+    def spawn(self, make: Make, ended: Callable[[], None]) -> None:
         context = contextvars.copy_context()
-        threading.Thread(
-            target=lambda: context.run(run_now, make()), name="bi-performance-load", daemon=True
-        ).start()
+
+        def run() -> None:
+            try:
+                context.run(lambda: run_now(make()))
+            finally:
+                ended()
+
+        threading.Thread(target=run, name="bi-performance-load", daemon=True).start()
 
 
 class Asyncio:
@@ -154,12 +158,18 @@ class Asyncio:
     async def ask(self, link: Link, method: str, args: Args) -> Answer:
         return await ask(link, method, args)
 
-    def spawn(self, make: Make) -> Callable[[], None]:
+    def spawn(self, make: Make, ended: Callable[[], None]) -> Callable[[], None]:
         loop = asyncio.get_running_loop()
         task = loop.create_task(make())
         # The loop itself refers to it weakly.
         _tasks.add(task)
-        task.add_done_callback(_tasks.discard)
+
+        def done(task: asyncio.Task[None]) -> None:
+            # Also of one that was cancelled before it began.
+            _tasks.discard(task)
+            ended()
+
+        task.add_done_callback(done)
 
         def cancel() -> None:
             with suppress(RuntimeError):
@@ -217,15 +227,18 @@ class Trio:
     async def ask(self, link: Link, method: str, args: Args) -> Answer:
         return await ask(link, method, args)
 
-    def spawn(self, make: Make) -> Callable[[], None]:
+    def spawn(self, make: Make, ended: Callable[[], None]) -> Callable[[], None]:
         import trio
 
         token = trio.lowlevel.current_trio_token()
         scope = trio.CancelScope()
 
         async def run() -> None:
-            with scope:
-                await make()
+            try:
+                with scope:
+                    await make()
+            finally:
+                ended()
 
         # Of the run's own nursery: it ends with the run, and nobody needs to hold one open.
         trio.lowlevel.spawn_system_task(run, context=contextvars.copy_context())

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from bi_performance.client import CacheEntry
+from bi_performance.entries import CacheEntry
 from bi_performance.link import Link
 from bi_performance.optimizer import PerformanceOptimizer
 from bi_performance.reader import StoreReader

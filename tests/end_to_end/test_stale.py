@@ -1,0 +1,389 @@
+"""Never a cliff: stale values while a load goes on or fails, and what a factory may say."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import trio
+
+from bi_performance import LoadContext, LoadTimeout, Options
+from bi_performance.drivers import sleep
+from bi_performance.optimizer import PerformanceOptimizer
+from bi_performance.options import is_early, read_meta
+from bi_performance.reader import Entry
+from bi_performance_wire.extra import Extra
+from support.daemon import DaemonProcess, wait_until
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
+    with DaemonProcess(tmp_path_factory.mktemp("stale"), http="off") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def here(running: DaemonProcess) -> Iterator[PerformanceOptimizer]:
+    made = PerformanceOptimizer(str(running.socket))
+    made.sync.cache.clear()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def there(running: DaemonProcess) -> Iterator[PerformanceOptimizer]:
+    made = PerformanceOptimizer(str(running.socket))
+    yield made
+    made.close()
+
+
+GRACE = Options(ttl=60, grace=60, retry_after=0)
+
+
+def make_stale(optimizer: PerformanceOptimizer, value: Any = "old", key: str = "k") -> None:
+    assert optimizer.sync.cache.set(key, value, 60, grace=60)
+    assert optimizer.sync.cache.expire(key)
+    assert optimizer.sync.cache.get(key) is None
+    assert optimizer.sync.cache.get_entry(key).stale
+
+
+def in_asyncio(call: Any) -> Any:
+    return asyncio.run(call())
+
+
+WORLDS = pytest.mark.parametrize("run", [None, in_asyncio, trio.run])
+
+
+def use(optimizer: PerformanceOptimizer, run: Any, factory: Any, **how: Any) -> Any:
+    """The entry of "k", and then what is stored when the loads in the background have ended."""
+    options = how.pop("options", GRACE)
+
+    async def call() -> Any:
+        found = await optimizer.cache.get_or_set_entry("k", factory, options=options, **how)
+        while optimizer._server.background.count:
+            await sleep(0.001)
+        return found
+
+    if run is not None:
+        return run(call)
+    found = optimizer.sync.cache.get_or_set_entry("k", factory, options=options, **how)
+    wait_until(lambda: not optimizer._server.background.count, what="the end of the load")
+    return found
+
+
+@WORLDS
+def test_a_stale_value_is_served_at_once_while_a_fresh_one_is_loaded(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    make_stale(here)
+    found = use(here, run, lambda: "new")
+    assert found.value == "old" and found.stale and found.level == "local"
+    assert here.sync.cache.get("k") == "new"
+    found = use(here, run, lambda: "newest")
+    assert found.value == "new" and not found.stale
+    here.sync.cache.delete("k")
+    found = use(here, run, lambda: "newest")
+    assert found.value == "newest" and found.level == "loaded", "deleted is gone at once"
+
+
+@WORLDS
+def test_a_load_that_fails_is_bridged_by_the_stale_value(
+    here: PerformanceOptimizer, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_stale(here)
+
+    def fail() -> None:
+        raise OSError("no route")
+
+    for soft in (0.0, 5.0, None):
+        found = use(here, run, fail, soft_timeout=soft)
+        assert found.value == "old" and found.stale
+    assert "stale values are served instead (OSError: no route)" in caplog.text
+    here.sync.cache.delete("k")
+    with pytest.raises(OSError, match="no route"):
+        use(here, run, fail)
+
+
+@WORLDS
+def test_the_soft_timeout_is_what_a_caller_waits_for_a_fresh_one(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    make_stale(here)
+    assert use(here, run, lambda: "quick", soft_timeout=10).value == "quick"
+    make_stale(here)
+
+    async def slow() -> str:
+        await sleep(0.2)
+        return "slow"
+
+    def slow_in_a_thread() -> str:
+        time.sleep(0.2)
+        return "slow"
+
+    found = use(here, run, slow_in_a_thread if run is None else slow, soft_timeout=0.02)
+    assert found.value == "old" and found.stale
+    assert here.sync.cache.get("k") == "slow", "the load went on in the background"
+
+
+@WORLDS
+def test_after_the_hard_timeout_there_is_a_stale_value_or_a_clear_error(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    make_stale(here)
+    done = threading.Event()
+
+    def hang() -> str:
+        done.wait(10)
+        return "late"
+
+    async def call() -> None:
+        how: Any = {"options": GRACE, "soft_timeout": None, "hard_timeout": 0.05}
+        found = await here.cache.get_or_set_entry("k", hang, **how)
+        assert found.value == "old" and found.stale
+        with pytest.raises(LoadTimeout, match="no value of b'other' within"):
+            await here.cache.get_or_set("other", hang, **how)
+        done.set()
+
+    if run is not None:
+        run(call)
+        return
+    found = use(here, run, hang, soft_timeout=None, hard_timeout=0.05)
+    assert found.value == "old" and found.stale
+    done.set()
+
+
+def test_of_all_who_are_served_stale_one_loads(
+    here: PerformanceOptimizer, there: PerformanceOptimizer
+) -> None:
+    make_stale(here)
+    calls: list[int] = []
+    go = threading.Event()
+
+    async def call(optimizer: PerformanceOptimizer) -> None:
+        def load() -> str:
+            calls.append(1)
+            go.wait(10)
+            return "new"
+
+        entries = await asyncio.gather(
+            *(optimizer.cache.get_or_set_entry("k", load, options=GRACE) for _ in range(100))
+        )
+        assert {(each.value, each.stale) for each in entries} == {("old", True)}
+
+    async def both() -> None:
+        await asyncio.gather(call(here), call(there))
+        await asyncio.to_thread(wait_until, lambda: calls)
+        go.set()
+        await asyncio.to_thread(wait_until, lambda: here.sync.cache.get("k") == "new")
+
+    asyncio.run(both())
+    assert calls == [1]
+
+
+def test_after_a_failure_it_is_not_tried_again_for_a_while(here: PerformanceOptimizer) -> None:
+    make_stale(here)
+    calls: list[int] = []
+
+    def fail() -> None:
+        calls.append(1)
+        raise OSError
+
+    for _ in range(5):
+        assert use(here, None, fail, retry_after=60, soft_timeout=None).value == "old"
+    assert calls == [1]
+
+
+def test_without_grace_nothing_stale_is_served(here: PerformanceOptimizer) -> None:
+    make_stale(here)
+    assert here.sync.cache.get_or_set("k", lambda: "new") == "new"
+    make_stale(here)
+    assert here.sync.cache.get_or_set("k", lambda: "new", early=1) == "new"
+
+
+@pytest.mark.parametrize("run", [in_asyncio, trio.run])
+def test_a_load_in_the_background_ends_with_its_loop_or_its_optimizer(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    async def load() -> None:
+        started.set()
+        try:
+            await sleep(1000)
+        finally:
+            ended.set()
+
+    async def begin() -> None:
+        make_stale(here)
+        assert await here.cache.get_or_set("k", load, options=GRACE) == "old"
+        while not started.is_set():
+            await sleep(0.001)
+
+    run(begin)
+    assert ended.is_set() and not here._server.background.count
+
+    async def close() -> None:
+        started.clear()
+        ended.clear()
+        await begin()
+        await here.aclose()
+        assert ended.is_set()
+
+    run(close)
+    assert here.sync.cache.get_or_set("k", lambda: 1, options=GRACE) == "old"
+
+
+def test_a_value_is_loaded_before_it_expires(here: PerformanceOptimizer) -> None:
+    """At the latest when its last load took longer than what is left."""
+    calls: list[int] = []
+
+    def load() -> int:
+        calls.append(1)
+        time.sleep(0.02)
+        return len(calls)
+
+    options = Options(ttl=60, early=1e9)
+    assert use(here, None, load, options=options).value == 1
+    found = use(here, None, load, options=options)
+    assert found.value == 1 and not found.stale
+    assert here.sync.cache.get("k") == 2, "it was loaded anew in the background"
+    assert use(here, None, load, options=Options(ttl=60, early=1)).value == 2
+    assert len(calls) == 2, "far from its expiry it is not"
+
+
+def test_the_chance_of_an_early_load_is_that_of_xfetch() -> None:
+    """With a tenth of a second to load, e^-x of the readers load at x tenths before the end."""
+    extra = Extra(meta=b"\x81\xa4took\xcb\x3f\xb9\x99\x99\x99\x99\x99\x9a")
+
+    def share(left: float, early: float = 1.0) -> float:
+        entry = Entry(None, 0.0, left, False, extra, 1)
+        return sum(is_early(entry, Options(early=early)) for _ in range(10_000)) / 10_000
+
+    assert read_meta(Entry(None, 0.0, 1.0, False, extra, 1)).took == 0.1
+    assert share(0.1) == pytest.approx(0.368, abs=0.03)
+    assert share(0.2) == pytest.approx(0.135, abs=0.03)
+    assert share(0.2, early=2.0) == pytest.approx(0.368, abs=0.03)
+    assert share(10.0) == 0.0
+    for meta in (b"", b"\xc1", b"\x93\x01\x02\x03", b"\x81\xa4took\xa1x"):
+        assert not is_early(Entry(None, 0.0, 0.1, False, Extra(meta=meta), 1), Options(early=1))
+
+
+def test_jitter_shortens_the_ttl_at_random(here: PerformanceOptimizer) -> None:
+    for number in range(20):
+        here.sync.cache.get_or_set(f"k{number}", lambda: 1, 1000, jitter=0.5)
+    ttls = [here.sync.cache.get_entry(f"k{number}").ttl for number in range(20)]
+    assert all(ttl is not None and 490 < ttl <= 1000 for ttl in ttls)
+    assert len({round(ttl or 0) for ttl in ttls}) > 5
+
+
+def test_none_is_kept_as_long_as_its_own_ttl_says(here: PerformanceOptimizer) -> None:
+    cache = here.sync.cache
+    calls: list[int] = []
+
+    def nothing() -> None:
+        calls.append(1)
+
+    assert cache.get_or_set("short", nothing, 1000, negative_ttl=5) is None
+    ttl = cache.get_entry("short").ttl
+    assert ttl is not None and 3 < ttl <= 5
+    assert cache.get_or_set("short", nothing, 1000, negative_ttl=5) is None and len(calls) == 1
+    for _ in range(2):
+        assert cache.get_or_set("never", nothing, 1000, negative_ttl=0) is None
+    assert len(calls) == 3 and not cache.get_entry("never").found
+    assert cache.get_or_set("any", nothing, 1000) is None
+    ttl = cache.get_entry("any").ttl
+    assert ttl is not None and ttl > 900
+
+
+@WORLDS
+def test_a_factory_says_how_long_its_value_lasts_and_renews_what_did_not_change(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    seen: list[Any] = []
+
+    def load(ctx: LoadContext) -> Any:
+        seen.append((ctx.key, ctx.has_stale, ctx.stale_value, ctx.etag, ctx.last_modified))
+        if ctx.etag == "v1":
+            ctx.ttl = 500
+            return ctx.not_modified()
+        ctx.ttl = 100
+        ctx.etag, ctx.last_modified = "v1", "yesterday"
+        ctx.tags = ("page",)
+        return {"page": 1}
+
+    assert use(here, run, load, soft_timeout=None).value == {"page": 1}
+    ttl = here.sync.cache.get_entry("k").ttl
+    assert ttl is not None and 90 < ttl <= 100
+    here.sync.cache.expire("k")
+    assert use(here, run, load, soft_timeout=None).value == {"page": 1}
+    ttl = here.sync.cache.get_entry("k").ttl
+    assert ttl is not None and 400 < ttl <= 500
+    assert here.sync.cache.refresh("k", load) == {"page": 1}
+    old = ("k", True, {"page": 1}, "v1", "yesterday")
+    assert seen == [("k", False, None, None, None), old, old]
+    here.sync.cache.clear(tags=["page"])
+    assert here.sync.cache.get_entry("k").found, "the tag was not said again"
+
+
+def test_a_factory_s_mistakes_are_its_caller_s(here: PerformanceOptimizer) -> None:
+    def renew(ctx: LoadContext) -> Any:
+        return ctx.not_modified()
+
+    def misname(ctx: LoadContext) -> Any:
+        ctx.etag = 5  # type: ignore[assignment] # the mistake that is tried
+        return 1
+
+    def long(ctx: LoadContext) -> Any:
+        ctx.ttl = -1
+        return 1
+
+    for factory, error, words in (
+        (renew, ValueError, "no older value"),
+        (misname, TypeError, "etag"),
+        (long, ValueError, "ttl"),
+    ):
+        with pytest.raises(error, match=words):
+            here.sync.cache.get_or_set("k", factory)
+    assert here.sync.cache.get_or_set("k", lambda: 1) == 1
+
+
+@pytest.mark.parametrize("read", ["get", "get_entry", "get_or_set"])
+def test_reads_renew_what_was_stored_with_sliding(here: PerformanceOptimizer, read: str) -> None:
+    cache = here.sync.cache
+    assert cache.get_or_set("k", lambda: 1, 0.5, sliding=True) == 1
+    assert cache.set("still", 1, 0.5)
+    began = time.monotonic()
+    reads: Any = {
+        "get": lambda: cache.get("k"),
+        "get_entry": lambda: cache.get_entry("k").value,
+        "get_or_set": lambda: cache.get_or_set("k", lambda: 2),
+    }
+
+    def is_over() -> bool:
+        assert reads[read]() == 1
+        return cache.get("still") is None and time.monotonic() > began + 0.6
+
+    wait_until(is_over, what="the end of the other entry")
+    entry = cache.get_entry("k")
+    assert entry.age is not None and entry.age > 0.5
+
+
+def test_a_decorated_function_has_the_same_options(here: PerformanceOptimizer) -> None:
+    values = iter(range(10))
+
+    @here.cache.cached(options=GRACE, soft_timeout=None)
+    def next_value() -> int:
+        found = next(values)
+        if found == 1:
+            raise OSError("no route")
+        return found
+
+    assert next_value() == 0
+    here.sync.cache.expire(next_value.key())
+    assert next_value() == 0, "the load failed, and there is a stale value"
+    assert next_value() == 2
+    assert next_value() == 2
