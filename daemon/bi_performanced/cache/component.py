@@ -16,6 +16,7 @@ from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, Cach
 from bi_performanced.cache.clients import Attachment, Figures, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
+from bi_performanced.cache.leases import LEADER, Holder, Outcome, Refused
 from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
 from bi_performanced.cache.opening import Opened, open_store
@@ -24,6 +25,7 @@ from bi_performanced.cache.second import SecondLevel
 from bi_performanced.cache.store import Held
 from bi_performanced.cache.terms import Compression, Terms, check_key
 from bi_performanced.config import CacheSettings, LeaseSettings
+from bi_performanced.remote.breaker import RemoteAway
 
 LOOKED_AT = 2000
 """Slots of the index that are looked at to tell whether keys of a prefix are read."""
@@ -50,7 +52,7 @@ class Cache:
         self._local = Local(self._home, self.leasing)
         self._second: SecondLevel | None = None
         if settings.redis_url and settings.enabled and state_dir is not None:
-            self._second = SecondLevel(self._home, self._local, settings, state_dir)
+            self._second = SecondLevel(self._home, self._local, self.leasing, settings, state_dir)
         self._mode = mode if settings.enabled else "off"
         self._hits = self._misses = 0
         self.compression = Compression()
@@ -119,6 +121,39 @@ class Cache:
             self._local.put(key, payload, terms, second.flags(terms))
             second.put(key, payload, terms, self._local.seconds(terms))
 
+    async def publish(self, key: bytes, payload: bytes, terms: Terms, token: bytes) -> None:
+        """As `set` under a lease that is over all hosts, where Redis says whether it still is.
+
+        Raises WireError, Refused.
+        """
+        second = self._second
+        lease = None if second is None or terms.local else second.contest.of(token)
+        if second is None or lease is None:
+            self.set(key, payload, terms, token)
+            return
+        self.leasing.admit(token, key, terms.tags)
+        try:
+            changed = await second.publish(lease, payload, terms, self._local.seconds(terms))
+        except RemoteAway:
+            self.set(key, payload, terms, token)
+            return
+        if changed is False:
+            raise Refused("another host has stored, deleted or cleared the key meanwhile")
+        self.leasing.admit(token, key, terms.tags)
+        if changed:
+            # Those who wait asked before that was so.
+            self.leasing.stored(key, payload)
+        else:
+            self._local.put(key, payload, terms, second.flags(terms))
+
+    async def lead(
+        self, key: bytes, token: bytes, holder: Holder, *, refresh: bool, wait: float
+    ) -> Outcome:
+        """What one is told who has the lease of a key on this host; see Contest.lead."""
+        if self._second is None or not self._second.healthy:
+            return Outcome(LEADER, token)
+        return await self._second.contest.lead(key, token, holder, refresh=refresh, wait=wait)
+
     def set_some(
         self, entries: Sequence[tuple[bytes, bytes]], start: int, terms: Terms
     ) -> tuple[int, WireError | None]:
@@ -153,8 +188,7 @@ class Cache:
                 return False
             second.put(key, payload, terms, self._local.seconds(terms))
             return True
-        if added:
-            self._local.put(key, payload, terms, second.flags(terms))
+        # It is not put here: news of a later change may have come before this.
         return added
 
     def delete(self, key: bytes) -> bool:

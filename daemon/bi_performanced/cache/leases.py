@@ -125,6 +125,8 @@ class Leases:
         self._running = True
         self._tag_clears = 0
         self._cleared_tags: dict[bytes, int] = {}
+        self.on_end: Callable[[bytes], None] = lambda token: None
+        """Called with the token of each lease that has ended, however that came."""
         self._tags_floor = 0
         """Up to here each tag counts as cleared."""
 
@@ -212,6 +214,7 @@ class Leases:
         del self._current[lease.key], self._tokens[lease.token]
         lease.holder.leases.discard(lease)
         self._leave(lease.holder, lease.ticket, lease)
+        self.on_end(lease.token)
         if not self._current:
             self._cleared_tags.clear()
             self._tags_floor = self._tag_clears

@@ -21,7 +21,9 @@ from bi_performance_wire import layout as L
 from bi_performance_wire.errors import WireError
 from bi_performance_wire.extra import unpack_extra
 from bi_performanced.cache.clients import boot_clock
+from bi_performanced.cache.contest import Contest
 from bi_performanced.cache.home import Home
+from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.store import Held
@@ -31,6 +33,7 @@ from bi_performanced.config import CacheSettings
 from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.component import Remote
 from bi_performanced.remote.envelope import Envelope
+from bi_performanced.remote.leases import RemoteLease
 from bi_performanced.remote.predicate import Predicate
 
 _MS: Final = 1_000_000
@@ -46,11 +49,19 @@ def partition_ns(text: str) -> int:
 class SecondLevel:
     """The store's side of Redis: it is told what changed there, and tells what changed here."""
 
-    def __init__(self, home: Home, local: Local, settings: CacheSettings, state_dir: Path) -> None:
+    def __init__(
+        self,
+        home: Home,
+        local: Local,
+        leasing: Leasing,
+        settings: CacheSettings,
+        state_dir: Path,
+    ) -> None:
         self._home = home
         self._local = local
         self._through = settings.write == "through"
         self.remote = Remote(settings, state_dir, self, matcher)
+        self.contest = Contest(leasing, self.remote, self.fetch)
         self.healthy = False
         self._crowded = False
         """Whether Redis cannot keep up: changes wait for it."""
@@ -105,6 +116,22 @@ class SecondLevel:
         """Until Redis, or the outbox, has everything that was changed here before this call."""
         await self.remote.settled()
         self._crowded = False
+
+    async def publish(
+        self, lease: RemoteLease, payload: bytes, terms: Terms, seconds: float
+    ) -> bool | None:
+        """Store what was loaded under a lease over all hosts, and end that.
+
+        None: it is in Redis, and nothing came after it. True: it is there, and has been changed
+        since. False: it was refused, for the lease had ended or the key was deleted. Raises
+        RemoteAway.
+        """
+        leases = self.remote.leases(lease.key)
+        envelope = _envelope(payload, seconds, terms.grace, terms.extra(seconds))
+        version = await leases.publish(lease, envelope)
+        if version is None:
+            return False
+        return leases.superseded(lease.key, version) or None
 
     async def add(self, key: bytes, payload: bytes, terms: Terms, seconds: float) -> bool | None:
         """Store an entry in Redis if there is none; None when Redis is away."""
@@ -229,6 +256,7 @@ class SecondLevel:
         """Keep in touch with Redis until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep_all)
+            await nursery.start(self.contest.run)
             await nursery.start(self._run_remote)
             task_status.started()
 

@@ -268,6 +268,8 @@ def _entry(cache: Cache, args: types.CacheSet) -> bytes:
 
 def put(cache: Cache, args: types.CacheSet) -> Any:
     name, entry, terms = key_bytes(args.key), _entry(cache, args), _terms(args)
+    if args.token is not None and cache.asks:
+        return _publish(cache, name, entry, terms, args.token)
     return _settled(cache, _when_grown(cache, lambda: _put(cache, name, entry, terms, args.token)))
 
 
@@ -276,6 +278,19 @@ def _put(
 ) -> types.Stored:
     try:
         cache.set(name, entry, terms, token)
+    except Refused as refused:
+        return types.Stored(stored=0, refused=str(refused))
+    return types.Stored(stored=1)
+
+
+async def _publish(
+    cache: Cache, name: bytes, entry: bytes, terms: Terms, token: bytes
+) -> types.Stored:
+    try:
+        await cache.publish(name, entry, terms, token)
+    except Growing:
+        await cache.wait_grown()
+        await cache.publish(name, entry, terms, token)
     except Refused as refused:
         return types.Stored(stored=0, refused=str(refused))
     return types.Stored(stored=1)

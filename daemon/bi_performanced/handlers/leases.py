@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import trio
+
 from bi_performance_wire import types
 from bi_performance_wire.errors import INVALID_ARGUMENT, WireError
 from bi_performanced.cache.component import Cache
@@ -42,11 +44,25 @@ class Desk:
             return types.Leased(state="hit", payload=sent)
         found = self._cache.leasing.ask(key, holder, ticket=args.ticket, wait=args.wait)
         if isinstance(found, Waiter):
-            return self._wait(found, args)
+            return self._wait(found, holder, args)
+        if found.state == LEADER and self._cache.asks:
+            return self._lead(key, found, holder, args, args.wait)
         return self._told(found, args)
 
-    async def _wait(self, waiter: Waiter, args: types.CacheLease) -> types.Leased:
-        return self._told(await self._cache.leasing.outcome(waiter, args.wait), args)
+    async def _wait(self, waiter: Waiter, holder: Holder, args: types.CacheLease) -> types.Leased:
+        began = trio.current_time()
+        outcome = await self._cache.leasing.outcome(waiter, args.wait)
+        if outcome.state == LEADER and self._cache.asks:
+            left = max(0.0, args.wait - (trio.current_time() - began))
+            return await self._lead(waiter.key, outcome, holder, args, left)
+        return self._told(outcome, args)
+
+    async def _lead(
+        self, key: bytes, outcome: Outcome, holder: Holder, args: types.CacheLease, wait: float
+    ) -> types.Leased:
+        """The lease of this host is there: the other hosts are asked before it is said."""
+        found = await self._cache.lead(key, outcome.token, holder, refresh=args.refresh, wait=wait)
+        return self._told(found, args)
 
     def _told(self, outcome: Outcome, args: types.CacheLease) -> types.Leased:
         if outcome.state == LEADER:
