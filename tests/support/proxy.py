@@ -15,7 +15,8 @@ class CuttingProxy:
 
     Each connection is broken off after `cut_after` bytes in the direction `cut` (`"answers"` or
     `"requests"`; None: never). `stall` keeps it open but forwards nothing more. While `flow` is
-    cleared nothing is forwarded on any connection, and all stay open.
+    cleared nothing is forwarded on any connection, and all stay open. While `hold` is set, answers
+    with these bytes in them wait: `holding` tells that one does.
     """
 
     def __init__(self, path: Path, target: Path) -> None:
@@ -24,6 +25,9 @@ class CuttingProxy:
         self.cut: str | None = None
         self.cut_after = 0
         self.stall = False
+        self.hold: bytes | None = None
+        self.holding = threading.Event()
+        self._let_go = threading.Event()
         self.connections = 0
         self.flow = threading.Event()
         self.flow.set()
@@ -45,12 +49,18 @@ class CuttingProxy:
         trace: TracebackType | None,
     ) -> None:
         self.flow.set()
+        self.let_go()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         self._listener.close()
         self.drop()
         for thread in self._threads:
             thread.join()
+
+    def let_go(self) -> None:
+        """Forward what was held, and hold nothing more."""
+        self.hold = None
+        self._let_go.set()
 
     def drop(self) -> None:
         """Break off everything that is open now."""
@@ -107,6 +117,10 @@ class CuttingProxy:
                 self.flow.wait()
                 if not data:
                     break
+                if self.hold is not None and name == "answers" and self.hold in data:
+                    self._let_go.clear()
+                    self.holding.set()
+                    self._let_go.wait()
                 if left is not None:
                     data, left = data[:left], left - len(data[:left])
                 if data:

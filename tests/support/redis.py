@@ -53,6 +53,8 @@ class RedisServer:
         folder.mkdir(parents=True, exist_ok=True)
         self.port = free_port() if port is None else port
         self.path = folder / "redis.sock"
+        self.user = ""
+        """Who the URL logs in as; no password."""
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._client: Redis | None = None
@@ -60,7 +62,8 @@ class RedisServer:
     @property
     def url(self) -> str:
         """By TCP."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        user = f"{self.user}:x@" if self.user else ""
+        return f"redis://{user}127.0.0.1:{self.port}/0"
 
     @property
     def unix_url(self) -> str:

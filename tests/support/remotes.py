@@ -12,11 +12,14 @@ import trio
 
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.config import CacheSettings
+from bi_performanced.remote import reader
 from bi_performanced.remote.component import Remote
 from bi_performanced.remote.envelope import Envelope
 from bi_performanced.remote.predicate import Predicate
 
 WITHIN = 15.0
+# So that nobody waits for the answer that there is nothing new.
+reader.BLOCK = 0.03
 
 
 def entry(payload: bytes, *, ttl: float = 60.0, grace: float = 0.0, **more: Any) -> Envelope:

@@ -19,6 +19,7 @@ from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.connection import Connection, exchange
 from bi_performanced.remote.cursor import CursorFile
 from bi_performanced.remote.envelope import Codec, Envelope
+from bi_performanced.remote.leases import RemoteLeases
 from bi_performanced.remote.names import Names
 from bi_performanced.remote.predicate import Matcher, Predicate
 from bi_performanced.remote.reader import LogReader
@@ -91,6 +92,7 @@ class Remote:
         self.shards = [
             self._shard(at, Names(prefix, tag), origin, codec) for at, tag in enumerate(tags)
         ]
+        self._leases = [RemoteLeases(shard, codec) for shard in self.shards]
         self._tracking = [Tracking(shard) for shard in self.shards]
         self._sweepers = [Sweeper(shard) for shard in self.shards]
         identity = self.address.identity if self.address else ""
@@ -100,7 +102,7 @@ class Remote:
                 CursorFile(state_dir / f"redis-log-{shard.index}.json"),
                 identity,
                 partial(self._coherent, shard.index),
-                self._released,
+                self._leases[shard.index].ended,
             )
             for shard in self.shards
         ]
@@ -203,6 +205,12 @@ class Remote:
         for shard in self.shards:
             await shard.settled()
 
+    # ── leases
+
+    def leases(self, key: bytes) -> RemoteLeases:
+        """The leases over all hosts of the shard that a key belongs to."""
+        return self._leases[self.shard_of(key)]
+
     # ── figures
 
     def status(self) -> dict[str, Any]:
@@ -253,6 +261,9 @@ class Remote:
         return None
 
     def _tell(self) -> None:
+        for shard, leases in zip(self.shards, self._leases, strict=True):
+            if shard.breaker.open:
+                leases.wake_all()
         reason = self._trouble()
         told = (reason is None, reason)
         if self._told is None or self._told[0] != told[0]:
@@ -272,9 +283,6 @@ class Remote:
         self._until[shard] = until
         if len(self._until) == len(self.shards):
             self._sink.coherent(min(self._until.values()))
-
-    def _released(self, key: bytes) -> None:
-        return
 
     # ── life
 

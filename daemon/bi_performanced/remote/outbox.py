@@ -4,7 +4,11 @@ A file of records that is only appended to: length, checksum, kind, bytes. All o
 something away, so their order does not matter and sending one twice does no harm. Values never go
 here.
 
-    u32 length of the body · u32 xxh3 of the body · body: `k` and a key, or `p` and a predicate
+    u32 length of the body · u32 check of that · u32 check of the body
+    body: `k` and a key, or `p` and a predicate
+
+The checks are low halves of xxh3. A record that ends too early was being written when the daemon
+died, and was not acknowledged; anything else that does not fit is damage.
 
 When there are too many they become one clear of everything: a miss more for everybody, but never an
 old value. After a failed write or fsync the file is written anew beside, for the next fsync of the
@@ -30,7 +34,7 @@ MAX_BYTES: Final = 32 << 20
 """Keys, and bytes of keys, that are told apart; beyond, everything is cleared."""
 MAX_CLEARS: Final = 1000
 _COMPACT: Final = 1 << 20
-_RECORD: Final = struct.Struct(">II")
+_RECORD: Final = struct.Struct(">III")
 _EVERYTHING: Final = Predicate()
 
 
@@ -182,15 +186,16 @@ class Outbox:
         self._file_bytes = len(data)
         at = 0
         while at + _RECORD.size <= len(data):
-            size, check = _RECORD.unpack_from(data, at)
+            size, size_check, check = _RECORD.unpack_from(data, at)
+            if _check(data[at : at + 4]) != size_check:
+                self._clear_everything()
+                return
             body = data[at + _RECORD.size : at + _RECORD.size + size]
             if len(body) < size:
                 break
             at += _RECORD.size + size
             predicate = Predicate.unpack(body[1:]) if body[:1] == b"p" else None
-            if xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF != check or (
-                body[:1] != b"k" and predicate is None
-            ):
+            if _check(body) != check or (body[:1] != b"k" and predicate is None):
                 self._clear_everything()
                 return
             if predicate is None:
@@ -203,7 +208,12 @@ class Outbox:
 
 
 def _record(body: bytes) -> bytes:
-    return _RECORD.pack(len(body), xxhash.xxh3_64_intdigest(body) & 0xFFFFFFFF) + body
+    size = len(body).to_bytes(4, "big")
+    return _RECORD.pack(len(body), _check(size), _check(body)) + body
+
+
+def _check(data: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(data) & 0xFFFFFFFF
 
 
 def _write(fd: int, data: bytes) -> None:

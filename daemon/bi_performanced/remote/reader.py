@@ -28,7 +28,7 @@ from bi_performanced.remote.topology import field
 
 log = structlog.get_logger("performance")
 
-BLOCK: Final = 0.15
+BLOCK = 0.15
 """Seconds that Redis waits for news before it says that there are none."""
 GATHER: Final = 0.002
 """Seconds between two questions while there are news: they come together then."""
@@ -49,7 +49,7 @@ class LogReader:
         file: CursorFile,
         target: str,
         coherent: Callable[[int], None],
-        released: Callable[[bytes], None],
+        released: Callable[[bytes, Version], None],
     ) -> None:
         """`coherent` gets the boot clock's nanoseconds until which this shard is known; `released`
         each key that was changed or whose lease has ended, whoever did it."""
@@ -184,6 +184,7 @@ class LogReader:
             self._apply(record)
             assert self.cursor is not None
             self.cursor = self.cursor._replace(last=record.id)
+            self._shard.read_to = record.id
             done += 1 + len(record.keys)
             if done >= SLICE:
                 done = 0
@@ -196,9 +197,9 @@ class LogReader:
         for id_ in record.swept:
             shard.marks.swept(id_)
         for key in record.released:
-            self._released(key)
+            self._released(key, record.id)
         for key in record.keys:
-            self._released(key)
+            self._released(key, record.id)
         if not record.understood:
             self._drop("a newer version has written what this one cannot read")
             return

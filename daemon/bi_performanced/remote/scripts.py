@@ -14,12 +14,24 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from bi_performanced.remote.connection import Command
-from bi_performanced.remote.envelope import MAGIC, STATE_AT, VERSION_AT, Version
+from bi_performanced.remote.envelope import MAGIC, STATE_AT, VERSION_AT, Envelope, Version
 from bi_performanced.remote.names import Names
 from bi_performanced.remote.predicate import Predicate
+
+
+class Leased(Protocol):
+    """What of a lease Redis has to see."""
+
+    @property
+    def key(self) -> bytes: ...
+    @property
+    def token(self) -> bytes: ...
+    @property
+    def seen(self) -> Version: ...
+
 
 LOG_LENGTH: Final = 100_000
 """Entries that the log keeps, about: what a host may miss and still catch up with."""
@@ -130,6 +142,82 @@ return gone
 """
 )
 
+_LAST_ID = """
+local function last()
+  local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+  return newest[1] and newest[1][1] or false
+end
+"""
+
+ACQUIRE = (
+    _ALLOWED
+    + _LAST_ID
+    + """
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  return {0, redis.call('PTTL', KEYS[2]), last()}
+end
+redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
+return {redis.call('INCR', KEYS[3]), tonumber(ARGV[2]), last()}
+"""
+)
+
+EXTEND = (
+    _ALLOWED
+    + """
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 0
+"""
+)
+
+RELEASE = (
+    _ALLOWED
+    + """
+if redis.call('GET', KEYS[2]) ~= ARGV[3] then
+  return 0
+end
+redis.call('UNLINK', KEYS[2])
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[2], 'l', ARGV[4])
+return 1
+"""
+)
+
+# Without the flag: a new value in a full Redis is refused, before anything was changed.
+PUBLISH = (
+    _ADD_TO_LOG
+    + f"""
+local function later(id, i)
+  if not id then
+    return false
+  end
+  local dash = string.find(id, '-', 1, true)
+  local ms, number = tonumber(string.sub(id, 1, dash - 1)), tonumber(string.sub(id, dash + 1))
+  local at, nth = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+  return ms > at or (ms == at and number > nth)
+end
+if redis.call('GET', KEYS[4]) ~= ARGV[4] or later(redis.call('HGET', KEYS[2], 'h'), 6) then
+  return false
+end
+for i = 6, #KEYS do
+  if later(redis.call('HGET', KEYS[i], 'h'), 6) then
+    return false
+  end
+end
+for _, id in ipairs(redis.call('HKEYS', KEYS[5])) do
+  if later(id, 8) then
+    return false
+  end
+end
+redis.call('SET', KEYS[3], ARGV[5], 'PX', tonumber(ARGV[3]) + 1000)
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[2], 'k', ARGV[10])
+redis.call('SETRANGE', KEYS[3], {VERSION_AT}, mark(id))
+redis.call('UNLINK', KEYS[4])
+expiry(tonumber(ARGV[3]))
+return id
+"""
+)
+
 BEGIN = (
     _ALLOWED
     + """
@@ -217,3 +305,50 @@ def sweep(names: Sequence[bytes], before: Version, *, soft: bool) -> Command:
 def begin(names: Names, epoch: bytes) -> Command:
     """Give this Redis an epoch if it has none; the reply is the one it has. It is a write."""
     return ("EVAL", BEGIN, 1, names.state, epoch)
+
+
+def acquire(names: Names, key: bytes, token: bytes, ms: int) -> Command:
+    """Take a lease. The reply: fencing number or 0, milliseconds left, the log's last id."""
+    return ("EVAL", ACQUIRE, 3, names.log, names.lock(key), names.fence, token, max(1, ms))
+
+
+def extend(names: Names, key: bytes, token: bytes, ms: int) -> Command:
+    """The reply is 0 when the lease has ended."""
+    return ("EVAL", EXTEND, 1, names.lock(key), token, max(1, ms))
+
+
+def release(names: Names, origin: bytes, key: bytes, token: bytes) -> Command:
+    """The reply is 0 when the lease had ended."""
+    keys = (names.log, names.lock(key))
+    return ("EVAL", RELEASE, 2, *keys, LOG_LENGTH, origin, token, key)
+
+
+def publish(
+    names: Names,
+    origin: bytes,
+    lease: Leased,
+    data: bytes,
+    envelope: Envelope,
+    known: Version,
+) -> list[Command]:
+    """A transaction that stores an entry if the lease is still good.
+
+    `known`: up to where the log's pattern clears are known not to concern the key; any clear by
+    pattern behind that ends the lease.
+
+    The first item of EXEC's reply is the id in the log, or nil when nothing was stored. The script
+    lets the entry live a second too long, so that the command behind it has something to change:
+    it is the one that Redis takes for the writer. Nothing stored, it shortens another's time at
+    most.
+    """
+    key, name = lease.key, names.value(lease.key)
+    ms = max(1, envelope.hard)
+    tags = map(names.tag, envelope.tags)
+    keys = (names.log, names.state, name, names.lock(key), names.sweeps, *tags)
+    said: Command = (LOG_LENGTH, origin, ms, lease.token, data, *lease.seen, *known, key)
+    return [
+        ("MULTI",),
+        ("EVAL", PUBLISH, len(keys), *keys, *said),
+        ("PEXPIRE", name, ms, "LT"),
+        ("EXEC",),
+    ]

@@ -15,7 +15,7 @@ import trio
 from bi_performanced.remote import scripts
 from bi_performanced.remote.breaker import Breaker, RemoteAway
 from bi_performanced.remote.connection import Command, Connection
-from bi_performanced.remote.envelope import Codec, Envelope, Unreadable, Version, aged
+from bi_performanced.remote.envelope import NEVER, Codec, Envelope, Unreadable, Version, aged
 from bi_performanced.remote.flights import Flight, Flights
 from bi_performanced.remote.line import Line
 from bi_performanced.remote.marks import Cleared, Marks
@@ -130,6 +130,8 @@ class Shard:
         self.outbox = Outbox(outbox)
         self.full: str | None = None
         """Why values are not stored although Redis answers."""
+        self.read_to = NEVER
+        """The last entry of the log that was carried out here."""
         self._codec = codec
         self._changed = changed
         self._full_until = 0.0
@@ -200,7 +202,7 @@ class Shard:
         with self.flights.noted(keys) as flight:
             replies = await self.reads.call(commands)
             self.look(replies[:2])
-            seen = Version.parse(replies[0][0][0]) if replies[0] else Version(0, 0)
+            seen = Version.parse(replies[0][0][0]) if replies[0] else NEVER
             hard, soft = (Version.parse(text or b"0") for text in replies[1])
             self.marks.everything = self.marks.everything.later(Cleared(hard, soft))
             envelopes = {
@@ -422,7 +424,7 @@ class Shard:
             else:
                 values.append((key, self._codec.pack(key, envelope), left))
         reply = await self._transact(values, deleted)
-        if values and _is_full(reply):
+        if values and is_full(reply):
             self._full_until = trio.current_time() + FULL_FOR
             self._say_full(self.explain(_first_error(reply)))
             self.figures.refused += len(values)
@@ -473,7 +475,7 @@ class Shard:
                 scripts.add(self.names, self.origin, key, packed, envelope.hard, seen)
             )
             errors = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
-            if _is_full(errors):
+            if is_full(errors):
                 self._say_full(self.explain(_first_error(errors)))
                 raise RemoteAway(self.explain(_first_error(errors)))
             self.look(errors or replies[-1:])
@@ -563,7 +565,7 @@ def _first_error(replies: Sequence[Any]) -> Exception:
     return next(reply for reply in replies if isinstance(reply, Exception))
 
 
-def _is_full(replies: Sequence[Any]) -> bool:
+def is_full(replies: Sequence[Any]) -> bool:
     from redis.exceptions import OutOfMemoryError
 
     return any(isinstance(reply, OutOfMemoryError) for reply in replies)
