@@ -39,6 +39,11 @@ class Crowd:
             start_new_session=True,
         )
 
+    @property
+    def group(self) -> int:
+        """The process group of all its processes."""
+        return self._process.pid
+
     def __enter__(self) -> Self:
         assert self._process.stdout is not None
         for _ in range(self._processes):
