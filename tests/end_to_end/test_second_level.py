@@ -194,3 +194,30 @@ def test_write_through_answers_once_redis_has_it(
             assert redis.client.exists(f"bi:perf:through-{n}") == 1
             host.cache.delete(f"through-{n}")
             assert redis.client.exists(f"bi:perf:through-{n}") == 0
+
+
+def test_it_is_told_how_redis_is(hosts: tuple[Host, Host], redis: RedisServer) -> None:
+    import subprocess
+    import sys
+
+    import httpx
+
+    one, other = hosts
+    one.cache.set("told", 1)
+    wait_until(lambda: other.cache.get("told") == 1)
+    text = httpx.get(
+        f"{other.daemon.http_url}/performance/metrics?format=prometheus", trust_env=False
+    ).text
+    assert "bi_performance_redis_up 1.0" in text
+    assert "bi_performance_redis_hits_total" in text
+    command = [sys.executable, "-m", "bi_performance_ctl.main", "--socket"]
+
+    def say(*words: str) -> str:
+        return subprocess.run(
+            [*command, str(other.daemon.socket), *words], capture_output=True, text=True
+        ).stdout
+
+    assert "Redis ok" in say("status")
+    assert "the other hosts are heard" in say("doctor")
+    assert "redis-py, GET" in say("benchmark", "--iterations", "50", "--redis", redis.unix_url)
+    assert redis.client.keys("bi-performance benchmark*") == []

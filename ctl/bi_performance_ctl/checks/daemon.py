@@ -49,6 +49,7 @@ def daemon(console: Console) -> Iterator[Finding]:
             yield warning(name, part["reason"], _mend(name))
         else:
             yield ok(name, part.get("reason") or part["status"])
+    yield from _redis(status["components"].get("cache", {}).get("redis"))
     if status["components"].get("monitor", {}).get("source") == "procfs":
         yield warning(
             "psutil",
@@ -66,6 +67,21 @@ def daemon(console: Console) -> Iterator[Finding]:
     yield _log(info)
     yield from _state(info)
     yield _config(console)
+
+
+def _redis(part: dict[str, Any] | None) -> Iterator[Finding]:
+    """The level behind the store, where one is configured."""
+    if part is None:
+        yield ok("redis", "none is configured: the cache is this host's own")
+    elif part["status"] == "ok":
+        yield ok("redis", f"{part['url']} answers, and the other hosts are heard")
+    else:
+        yield warning(
+            "redis",
+            f"{part.get('url') or 'cache.redis_url'}: {part['reason']}",
+            "start it, or mend REDIS_URL or cache.redis_url and restart the daemon; meanwhile the"
+            " cache is this host's own, and the daemon comes back to it by itself",
+        )
 
 
 _EFFECT = {

@@ -40,6 +40,7 @@ def _figures(name: str, part: dict[str, Any]) -> list[str]:
             f"{size(part['size_bytes'])} of {size(part['max_bytes'])}",
             f"{count(part['clients'], 'process', 'processes')} attached",
             *([] if part["mode"] == "on" else [f"mode {visible(part['mode'])}"]),
+            *([f"Redis {visible(part['redis']['status'])}"] if part.get("redis") else []),
         ]
     if name == "monitor" and "cpu_percent" in part:
         return [

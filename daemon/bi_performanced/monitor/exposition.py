@@ -76,9 +76,40 @@ class _Collector:
             yield family
         for name, doc in _GAUGES.items():
             yield _gauge(f"cache_{name}", doc, getattr(metrics.cache, name))
+        yield from _redis(metrics.cache.levels.redis)
         yield from _single("host", HOST, metrics.system)
         yield from _single("daemon", PROCESS, metrics.daemon)
         yield from _processes(metrics.processes)
+
+
+_REDIS_COUNTERS: Final = {
+    "hits": "keys that Redis had and this host had not",
+    "misses": "keys that Redis had not either",
+    "errors": "requests that Redis refused, or whose connection was lost",
+    "timeouts": "requests that Redis did not answer in time",
+    "stores": "values that were put into Redis",
+    "invalidated": "keys that other hosts have changed",
+    "replayed": "entries of the invalidation log that were read after an outage",
+    "dropped": "times that all shared entries had to go",
+    "overflows": "values that became deletions because too many waited",
+}
+_REDIS_GAUGES: Final = {
+    "queued": "changes that wait to be sent to Redis",
+    "outbox": "deletions that wait for Redis to come back",
+}
+
+
+def _redis(found: dict[str, Any] | None) -> Iterator[Metric]:
+    """The level behind the store, where there is one."""
+    if found is None:
+        return
+    yield _gauge("redis_up", "1 while Redis answers", float(found["status"] == "ok"))
+    for name, doc in _REDIS_COUNTERS.items():
+        family = CounterMetricFamily(f"{_PREFIX}_redis_{name}", doc)
+        family.add_metric([], found[name])
+        yield family
+    for name, doc in _REDIS_GAUGES.items():
+        yield _gauge(f"redis_{name}", doc, found[name])
 
 
 def _single(part: str, figures: tuple[Figure, ...], found: dict[str, Any]) -> Iterator[Metric]:
