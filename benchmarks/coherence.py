@@ -119,7 +119,8 @@ def latencies(redis: Path, folder: Path, samples: int) -> list[dict[str, Any]]:
             while (cache.stats() or {})["levels"]["redis"]["status"] != "ok":
                 time.sleep(0.05)
         client = Redis(unix_socket_path=str(redis))
-        listener = client.pubsub(ignore_subscribe_messages=True)
+        # redis-py has no types for it.
+        listener = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         listener.subscribe("news")
         listener.get_message(timeout=1)
         pin(SECOND)
