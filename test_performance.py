@@ -25,6 +25,8 @@ from typing import Any, ClassVar
 from bi_performance import PerformanceOptimizer
 from bi_performance_wire import __version__
 
+OURS = ("BI_", "PERFORMANCE_", "REDIS_", "DATABASE_", "DB_")
+"""What begins the names of variables that would make the suite's daemon use what is the user's."""
 START_WITHIN = 30.0
 ROUNDS = 2000
 
@@ -37,7 +39,7 @@ class Host:
         place = Path(self.folder.name)
         (place / "run").mkdir(mode=0o700)
         self.socket = place / "run" / "control.sock"
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("BI_", "PERFORMANCE_"))}
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(OURS)}
         self.environ = environ | {"BI_PERFORMANCE_SOCKET": str(self.socket)}
         self._process = subprocess.Popen(
             [

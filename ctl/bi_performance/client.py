@@ -80,6 +80,11 @@ class _Common:
                 elsewhere[name] = key
         return found, elsewhere
 
+    def _is_here(self, name: bytes) -> bool:
+        """Whether the store of this host has a value of a key; no other level is asked."""
+        found = self._server.find(name)
+        return isinstance(found, Entry) and not found.stale
+
     def _entry(self, key: Key, *, count: bool = True) -> CacheEntry:
         found = self._server.find(key_bytes(key), count=count)
         if not isinstance(found, Entry):
@@ -334,7 +339,8 @@ class PerformanceCache(_Common, AsyncLoads):
         is False too, and counted as a read that would have found something.
         """
         key = seen_key(fingerprint)
-        if await self.get(key) is not None:
+        await let_others_run()
+        if self._is_here(key):
             return True
         args = self._set_args(key, 1, terms_of(ttl))
         answer = None if args is None else await self._ask("cache.add", args, repeatable=False)
@@ -468,7 +474,7 @@ class SyncCache(_Common, SyncLoads):
     def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         """Whether any process of the host called this with the fingerprint within `ttl` seconds."""
         key = seen_key(fingerprint)
-        if self.get(key) is not None:
+        if self._is_here(key):
             return True
         args = self._set_args(key, 1, terms_of(ttl))
         answer = None if args is None else self._ask("cache.add", args, repeatable=False)

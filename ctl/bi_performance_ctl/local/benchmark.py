@@ -71,7 +71,7 @@ def measure(iterations: int, console: Console, redis: str | None = None) -> list
             raise Exit(UNREACHABLE, "an entry was not read back: is the daemon restarting?")
 
     def store(n: int) -> None:
-        if not cache.set(keys[n % count], value, ttl=600):
+        if not cache.set(keys[n % count], value, ttl=600, local=True):
             raise Exit(UNREACHABLE, "an entry was not stored: bi-performance doctor looks closer")
 
     batches = max(1, iterations // BATCH)
@@ -81,7 +81,12 @@ def measure(iterations: int, console: Console, redis: str | None = None) -> list
         ("get, hit in place", iterations, 1, hit),
         ("get, miss in place", iterations, 1, lambda n: cache.get(prefix)),
         ("round trip (stats)", min(iterations, 20_000), 1, lambda n: cache.stats()),
-        (f"set_many of {len(pairs)}", batches, len(pairs), lambda n: cache.set_many(pairs, 600)),
+        (
+            f"set_many of {len(pairs)}",
+            batches,
+            len(pairs),
+            lambda n: cache.set_many(pairs, 600, local=True),
+        ),
         (f"get_many of {len(pairs)}", batches, len(pairs), lambda n: cache.get_many(pairs)),
         ("plain dict, get", iterations, 1, lambda n: plain.get(keys[n % count])),
     ]

@@ -53,6 +53,9 @@ class Cache:
         self._second: SecondLevel | None = None
         if settings.redis_url and settings.enabled and state_dir is not None:
             self._second = SecondLevel(self._home, self._local, self.leasing, settings, state_dir)
+        if self._second is None:
+            # A store that is taken up may be of a daemon that had one.
+            self._home.set_word(L.W_REMOTE, 0)
         self._mode = mode if settings.enabled else "off"
         self._hits = self._misses = 0
         self.compression = Compression()
@@ -189,6 +192,8 @@ class Cache:
             second.put(key, payload, terms, self._local.seconds(terms))
             return True
         # It is not put here: news of a later change may have come before this.
+        if not added:
+            await second.fetch([key])
         return added
 
     def delete(self, key: bytes) -> bool:
