@@ -21,6 +21,15 @@ def in_trio() -> bool:
     return "trio" in sys.modules and sniffio.current_async_library() == "trio"
 
 
+def loop_runs() -> bool:
+    """Whether an event loop runs in this thread."""
+    try:
+        sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        return False
+    return True
+
+
 async def take_turn(turns: Turns, seconds: float) -> LoopTurns:
     """Wait until it is the caller's turn in the running loop, and return whose to give it back to.
 

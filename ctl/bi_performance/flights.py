@@ -32,10 +32,11 @@ class Turn(Enum):
 class Joiner:
     """A caller that waits for another's load."""
 
-    __slots__ = ("flight", "outcome", "signal")
+    __slots__ = ("flight", "outcome", "signal", "thread")
 
     def __init__(self, flight: Flight, signal: Signal) -> None:
         self.flight = flight
+        self.thread = threading.get_ident()
         self.signal = signal
         self.outcome: Landed | Turn | None = None
 
@@ -43,10 +44,12 @@ class Joiner:
 class Flight:
     """One load, through all who run it in turn."""
 
-    __slots__ = ("joiners", "key")
+    __slots__ = ("joiners", "key", "thread")
 
     def __init__(self, key: bytes) -> None:
         self.key = key
+        self.thread = threading.get_ident()
+        """In which, or in whose loop, it is run."""
         self.joiners: OrderedDict[Joiner, None] = OrderedDict()
 
 
@@ -90,6 +93,7 @@ class Flights:
                 return
             joiner, _ = flight.joiners.popitem(last=False)
             joiner.outcome = Turn.LEAD
+            flight.thread = joiner.thread
         joiner.signal.set()
 
     def leave(self, joiner: Joiner) -> None:

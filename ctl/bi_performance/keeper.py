@@ -31,6 +31,7 @@ ANSWER_WITHIN: Final = 1.0
 """Seconds for a heartbeat to be answered: later, the daemon hangs."""
 LINGER: Final = 10.0
 """Seconds without a lease after which the thread ends."""
+THREAD: Final = "bi-performance-leases"
 _RECEIVE: Final = 1 << 18
 
 LEADER: Final = "leader"
@@ -118,21 +119,34 @@ class Keeper:
         return asked
 
     def put(self, order: Order) -> None:
-        self._orders.put(order)
         with self._lock:
+            if not self._running and not isinstance(order, Asked | bytes):
+                # Its connection has ended, and with it what it is about.
+                return
+            self._orders.put(order)
             if not self._running:
-                if not isinstance(order, Asked | bytes):
-                    # Its connection has ended, and with it what it is about.
-                    return
                 self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                work = Work(self, self._link, self._orders, self._wake_fd)
+                thread = threading.Thread(target=work.run, name=THREAD, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The interpreter is ending, or there are too many threads.
+                    self._refuse()
+                    return
                 self._running = True
-                threading.Thread(
-                    target=Work(self, self._link, self._orders, self._wake_fd).run,
-                    name="bi-performance-leases",
-                    daemon=True,
-                ).start()
             with suppress(BlockingIOError):
                 os.eventfd_write(self._wake_fd, 1)
+
+    def _refuse(self) -> None:
+        """Answer all that has been asked: there is nobody to ask the daemon."""
+        os.close(self._wake_fd)
+        self._wake_fd = -1
+        with suppress(Empty):
+            while True:
+                order = self._orders.get_nowait()
+                if isinstance(order, Asked):
+                    _answer(order, "")
 
     def touch(self, key: bytes) -> None:
         """Have an entry renewed that reads renew; nobody waits for it."""

@@ -13,6 +13,7 @@ import contextvars
 import inspect
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from bi_performance.link import Link
 from bi_performance.options import LoadContext, LoadTimeout, Options
 from bi_performance.protocol import MAX_REQUEST
 from bi_performance.reader import DETACHED, Entry, Outcome
-from bi_performance.worlds import Late, World, is_async
+from bi_performance.worlds import THREADS, Late, World, is_async
 from bi_performance_wire.types import MAX_KEY_BYTES
 from bi_performance_wire.value import ValueFormatError, decode, encode
 
@@ -36,6 +37,8 @@ LEASE_WAIT: Final = 30.0
 """Seconds that a request for a lease is left unanswered, before it is made anew."""
 NESTED_WAIT: Final = 10.0
 """Seconds that a factory waits for what another one loads: they may wait for each other."""
+LOOK_EVERY: Final = 0.5
+"""Seconds between two looks of a thread at whom it waits for."""
 LOOKS: Final = 3
 """How often a value that is said to be there is looked for in vain before it is loaded anyway."""
 TOUCH_EVERY: Final = 0.05
@@ -156,28 +159,38 @@ class Loader:
     # ── in this process
 
     async def _join(self, world: World, work: Work) -> Any:
-        seconds = NESTED_WAIT if nested() else None
+        bounded = nested() or world.blocks_a_loop
         for _ in range(1000):
             found = self.flights.enter(work.key, world.signal)
-            if isinstance(found, Joiner):
-                outcome = await self._wait(found, seconds)
-                if isinstance(outcome, Landed) and (not work.refresh or work.wait is not None):
-                    return decode(outcome.payload)
-                if outcome is Turn.LEAD:
-                    return await self._lead(world, work, found.flight)
-                if outcome is None:
-                    break
-                if not work.refresh and (value := self.read(work.key)).__class__ is not Outcome:
-                    return value
-            else:
+            if isinstance(found, Flight):
                 return await self._lead(world, work, found)
+            outcome = await self.wait(world, found, bounded=bounded)
+            if outcome is None:
+                break
+            if outcome is Turn.LEAD:
+                return await self._lead(world, work, found.flight)
+            if isinstance(outcome, Landed) and (not work.refresh or work.wait is not None):
+                return decode(outcome.payload)
+            if not work.refresh and (value := self.read(work.key)).__class__ is not Outcome:
+                return value
         value, _ = await self._run(world, work, None)
         return value
 
-    async def _wait(self, joiner: Joiner, seconds: float | None) -> Landed | Turn | None:
-        """What a joiner is told; None when that took too long, and it waits no more."""
+    async def wait(self, world: World, joiner: Joiner, *, bounded: bool) -> Landed | Turn | None:
+        """What a joiner is told; None when it waits no more.
+
+        A thread does not wait for what can only go on in itself: a task of the loop that it holds
+        up, or the call that a signal handler has interrupted.
+        """
+        until = time.monotonic() + NESTED_WAIT if bounded else float("inf")
         try:
-            await joiner.signal.wait(seconds)
+            while joiner.outcome is None and time.monotonic() < until:
+                if world is not THREADS:
+                    await joiner.signal.wait(NESTED_WAIT if bounded else None)
+                elif joiner.flight.thread == threading.get_ident():
+                    break
+                else:
+                    await joiner.signal.wait(LOOK_EVERY)
         except BaseException:
             self.flights.leave(joiner)
             raise
@@ -202,9 +215,6 @@ class Loader:
 
     async def _fetch(self, world: World, work: Work) -> tuple[Any, Landed | Turn]:
         """The value, and what those are told who wait for it in this process."""
-        if self.link.reader.asks and not work.refresh:
-            for payload in (await self.fetch(world, [work.key])).values():
-                return decode(payload), Landed(payload)
         looks = 0
         began = time.monotonic()
         while True:
@@ -221,10 +231,15 @@ class Loader:
             if asked.state == HELD:
                 if work.wait is not None:
                     raise NotLoaded
-                if nested() or time.monotonic() - began < LEASE_WAIT / 2:
-                    # Perhaps it waits for this one; or the daemon is about to stop.
-                    return await self._run(world, work, None)
-                began = time.monotonic()
+                if nested() or world.blocks_a_loop:
+                    # Perhaps it waits for this one.
+                    looks = LOOKS
+                if time.monotonic() - began >= LEASE_WAIT / 2:
+                    # It takes its time.
+                    looks, began = -1, time.monotonic()
+                value = self.read(work.key)
+                if value.__class__ is not Outcome and not work.refresh:
+                    return value, Turn.AGAIN
             looks += 1
             if not asked.state or looks > LOOKS:
                 return await self._run(world, work, None)
@@ -248,7 +263,7 @@ class Loader:
             return self.unanswered(work.key)
         signal = world.signal()
         wait = LEASE_WAIT if work.wait is None else work.wait
-        if nested():
+        if nested() or world.blocks_a_loop:
             wait = min(wait, NESTED_WAIT)
         asked = self.keeper.ask(work.key, signal.set, wait=wait, refresh=work.refresh)
         try:

@@ -48,7 +48,8 @@ class Bulk:
         for key in keys:
             self._keys.setdefault(key_bytes(key), key)
         self._found: dict[bytes, Any] = {}
-        self._patience = NESTED_WAIT if nested() else LEASE_WAIT
+        bounded = nested() or world.blocks_a_loop
+        self._patience = NESTED_WAIT if bounded else LEASE_WAIT
         self._absent: set[bytes] = set()
         """Keys that the factory did not give a value for."""
 
@@ -82,7 +83,13 @@ class Bulk:
         # A factory that asks for what it is to load would wait for itself.
         own = [name for name in pending if name in loading()]
         pending = [name for name in pending if name not in own]
-        rounds = 0 if self._loader.link.mode != "on" else NESTED_ROUNDS if nested() else ROUNDS
+        rounds = (
+            0
+            if self._loader.link.mode != "on"
+            else NESTED_ROUNDS
+            if self._patience == NESTED_WAIT
+            else ROUNDS
+        )
         for number in range(rounds):
             if not pending:
                 break
@@ -123,10 +130,8 @@ class Bulk:
                 self._loader.flights.leave(joiner)
 
     async def _follow(self, joiner: Joiner) -> None:
-        await joiner.signal.wait(self._patience)
-        outcome = joiner.outcome
-        if outcome is None:
-            self._loader.flights.leave(joiner)
+        bounded = self._patience == NESTED_WAIT
+        outcome = await self._loader.wait(self._world, joiner, bounded=bounded)
         if isinstance(outcome, Landed):
             self._found[joiner.flight.key] = decode(outcome.payload)
         elif outcome is Turn.LEAD:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 from bi_performance.asking import TIMEOUT, Answer, ask, ask_now
-from bi_performance.drivers import in_trio
+from bi_performance.drivers import in_trio, loop_runs
 from bi_performance.link import Link
 
 T = TypeVar("T")
@@ -38,6 +38,10 @@ class Signal(Protocol):
 
 class World(Protocol):
     """One of the three."""
+
+    @property
+    def blocks_a_loop(self) -> bool:
+        """Whether waiting holds up the event loop of this thread, and all that its tasks do."""
 
     def signal(self) -> Signal: ...
 
@@ -71,6 +75,10 @@ class Threads:
 
         async def wait(self, seconds: float | None) -> bool:
             return self._event.wait(seconds)
+
+    @property
+    def blocks_a_loop(self) -> bool:
+        return loop_runs()
 
     def signal(self) -> Signal:
         return Threads.Signal()
@@ -137,6 +145,8 @@ class Asyncio:
             await asyncio.wait((self._future,), timeout=seconds)
             return self._future.done()
 
+    blocks_a_loop = False
+
     def signal(self) -> Signal:
         return Asyncio.Signal()
 
@@ -202,6 +212,8 @@ class Trio:
             with trio.move_on_after(trio_seconds(seconds)):
                 await self._event.wait()
             return self._event.is_set()
+
+    blocks_a_loop = False
 
     def signal(self) -> Signal:
         return Trio.Signal()

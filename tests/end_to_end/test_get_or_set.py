@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -375,6 +377,71 @@ def test_a_factory_may_load_other_keys_and_even_its_own(
 
     assert ask(here, run, load) == 23
     assert cache.get("k") == 23 and cache.get("inner") == 20
+
+
+@LOOPS
+def test_a_blocking_call_within_a_loop_does_not_wait_for_a_task_of_that_loop(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    async def load() -> int:
+        await let_others_run()
+        assert here.sync.cache.get_or_set("k", lambda: 3) == 3, "of its own key"
+        assert here.sync.cache.get_or_set("other", lambda: 4) == 4
+        return 1
+
+    async def lead() -> None:
+        assert await here.cache.get_or_set("k", load) == 1
+
+    async def block() -> None:
+        await let_others_run()
+        assert here.sync.cache.get_or_set("k", lambda: 2) in (1, 2)
+
+    async def in_trio() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lead)
+            nursery.start_soon(block)
+
+    async def in_asyncio() -> None:
+        await asyncio.gather(lead(), block())
+
+    run(in_trio if run is under_trio else in_asyncio)
+    assert here.sync.cache.get("k") == 1
+
+
+def test_a_signal_handler_does_not_wait_for_what_it_interrupted(
+    here: PerformanceOptimizer, there: PerformanceOptimizer
+) -> None:
+    calls = Calls("there")
+    other = Caller(lambda: ask(there, None, calls))
+    assert calls.began.acquire(timeout=10)
+    found: list[Any] = []
+
+    def handle(number: int, frame: object) -> None:
+        found.append(here.sync.cache.get_or_set("k", lambda: "handler"))
+        calls.go.release()
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        assert here.sync.cache.get_or_set("k", lambda: "here") == "there"
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert found == ["handler"] and other.result() == "there"
+
+
+AT_EXIT = """
+import atexit, sys
+from bi_performance.optimizer import PerformanceOptimizer
+cache = PerformanceOptimizer(sys.argv[1]).sync.cache
+atexit.register(lambda: print(cache.get_or_set("at exit", lambda: 5)))
+"""
+
+
+def test_it_works_while_the_interpreter_ends(running: DaemonProcess) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT, str(running.socket)], capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("5\n", "")
 
 
 @WORLDS
