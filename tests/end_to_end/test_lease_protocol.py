@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -192,26 +193,53 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_end_of_a_process_counts_though_its_child_holds_the_socket(
-    daemon: DaemonProcess, parties: list[Party], number: int
-) -> None:
-    """Killed, it is known at once; stopped, by the heartbeat that does not come."""
-    code = HOLDER.format(tests=str(Path(__file__).parents[1]), socket=str(daemon.socket))
+@contextmanager
+def holder(socket: Path) -> Iterator[int]:
+    """A process that leads and has a child which keeps its socket; its id."""
+    code = HOLDER.format(tests=str(Path(__file__).parents[1]), socket=str(socket))
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None and process.stdout.readline() == b"leads\n"
-        parties[1].send("cache.lease", key="k")
-        until_waiting(daemon, 1)
-        os.kill(process.pid, number)
-        assert parties[1].answer()["state"] == "leader"
+        assert process.stdout.readline() == b"leads\n"
+        yield process.pid
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        assert process.stdout is not None
         process.stdout.close()
+
+
+def test_a_stopped_process_is_known_by_the_heartbeat_that_does_not_come(
+    daemon: DaemonProcess, parties: list[Party]
+) -> None:
+    with holder(daemon.socket) as pid:
+        parties[1].send("cache.lease", key="k")
+        until_waiting(daemon, 1)
+        os.kill(pid, signal.SIGSTOP)
+        assert parties[1].answer()["state"] == "leader"
+
+
+APART = ("-pf", "--kill-child", sys.executable, "-m", "bi_performanced.main")
+
+
+@pytest.mark.parametrize("apart", [False, pytest.param(True, marks=pytest.mark.root)])
+def test_the_end_of_a_process_counts_though_its_child_holds_the_socket(
+    tmp_path: Path, apart: bool
+) -> None:
+    """Long before a heartbeat is missed, and over PID namespaces that do not see each other."""
+    config = tmp_path / "config.toml"
+    config.write_text("[performance.leases]\nttl = 60\n")
+    how: dict[str, Any] = {"python": "unshare", "program": APART} if apart else {}
+    with (
+        DaemonProcess(tmp_path, "--config", str(config), http="off", **how) as daemon,
+        holder(daemon.socket) as pid,
+        Party(daemon.socket) as other,
+    ):
+        other.send("cache.lease", key="k")
+        until_waiting(daemon, 1)
+        os.kill(pid, signal.SIGKILL)
+        assert other.answer()["state"] == "leader"
 
 
 def test_heartbeats_keep_a_lease_and_without_them_it_passes_on(

@@ -332,6 +332,8 @@ def test_disabled_nothing_is_measured_and_that_is_the_reason(tmp_path: Path, way
         assert status["components"]["monitor"]["status"] == "off"
         families = parsed(ask(daemon, "?format=prometheus"))
         assert families["bi_performance_cache_hits"].samples[0].value == 5
+        assert families["bi_performance_leases_granted"].samples[0].value == 0
+        assert families["bi_performance_leases_waiting"].samples[0].value == 0
         assert not [name for name in families if "_host_" in name]
         promtool(ask(daemon, "?format=prometheus").text)
 

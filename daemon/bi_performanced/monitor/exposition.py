@@ -76,10 +76,35 @@ class _Collector:
             yield family
         for name, doc in _GAUGES.items():
             yield _gauge(f"cache_{name}", doc, getattr(metrics.cache, name))
+        yield from _leases(metrics.cache.levels.local["leases"])
         yield from _redis(metrics.cache.levels.redis)
         yield from _single("host", HOST, metrics.system)
         yield from _single("daemon", PROCESS, metrics.daemon)
         yield from _processes(metrics.processes)
+
+
+_LEASE_COUNTERS: Final = {
+    "granted": "times that a process was to load a missing key",
+    "promoted": "times that a waiting process was, because the one before it came to nothing",
+    "shared": "waiting processes that were given the value another one had loaded",
+    "failed": "loads that failed",
+    "lost": "leases that ended with their process, or for want of a heartbeat",
+    "refused": "loaded values that were not stored, being older than a deletion or another value",
+    "busy": "requests for a lease beyond a limit",
+}
+_LEASE_GAUGES: Final = {
+    "held": "keys that are being loaded",
+    "waiting": "processes that wait for a key which another one loads",
+}
+
+
+def _leases(found: dict[str, Any]) -> Iterator[Metric]:
+    for name, doc in _LEASE_COUNTERS.items():
+        family = CounterMetricFamily(f"{_PREFIX}_leases_{name}", doc)
+        family.add_metric([], found[name])
+        yield family
+    for name, doc in _LEASE_GAUGES.items():
+        yield _gauge(f"leases_{name}", doc, found[name])
 
 
 _REDIS_COUNTERS: Final = {
