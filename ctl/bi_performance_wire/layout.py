@@ -188,13 +188,21 @@ def require_little_endian() -> None:
         raise LayoutError("the shared store needs a little-endian host")
 
 
+def _other_format(magic: int) -> str:
+    found, ours = magic.to_bytes(8, "little"), MAGIC.to_bytes(8, "little")
+    if found[:6] != ours[:6]:
+        return "not a store of this format"
+    older, this = (int.from_bytes(each[6:], "big") for each in (found, ours))
+    return f"a store of format {older}; this version has format {this}"
+
+
 def check_geometry(words: memoryview[int], file_bytes: int) -> None:
     """Refuse a control page whose parts would lie outside the file or overlap.
 
     `words` is the control page as 64-bit words. Raises LayoutError.
     """
     if words[W_MAGIC] != MAGIC:
-        raise LayoutError("not a store of this format")
+        raise LayoutError(_other_format(words[W_MAGIC]))
     parts = (
         (words[W_INDEX_AT], 8 * (words[W_SLOTS] + GUARD_SLOTS)),
         (words[W_FREQUENCY_AT], words[W_SLOTS] + GUARD_SLOTS),
@@ -203,6 +211,8 @@ def check_geometry(words: memoryview[int], file_bytes: int) -> None:
         (words[W_MAIN_AT], words[W_MAIN_BYTES]),
     )
     end = PAGE
+    if not words[W_SLOTS]:
+        raise LayoutError("the store has no index")
     for at, size in parts:
         if at < end or size <= 0 or at % 8:
             raise LayoutError("the store's parts overlap")

@@ -29,6 +29,14 @@ class Index:
         self._frequency = data[freq_at : freq_at + room]
         self.touch_maps: list[memoryview] = []
 
+    def copy(self) -> Index:
+        """What is in it now, in memory of its own, without the touch maps."""
+        cells, frequency = self.cells.cast("B"), self._frequency
+        data = bytearray(len(cells) + len(frequency))
+        data[: len(cells)] = cells
+        data[len(cells) :] = frequency
+        return Index(memoryview(data), self.slots, 0, len(cells))
+
     def release(self) -> None:
         self.cells.release()
         self._frequency.release()

@@ -64,7 +64,22 @@ class Geometry(NamedTuple):
         """The largest record: a sixteenth of the main ring, as far as 24 bits count."""
         return min(L.SIZE, self.main_bytes // 16)
 
+    def words(self) -> dict[int, int]:
+        """What the control page says of it."""
+        return {
+            L.W_SLOTS: self.slots,
+            L.W_INDEX_AT: self.index_at,
+            L.W_FREQUENCY_AT: self.frequency_at,
+            L.W_TAGS_AT: self.tags_at,
+            L.W_SMALL_AT: self.small_at,
+            L.W_SMALL_BYTES: self.small_bytes,
+            L.W_MAIN_AT: self.main_at,
+            L.W_MAIN_BYTES: self.main_bytes,
+            L.W_MAX_RECORD: self.max_record,
+        }
 
+
+MOST_EPOCHS = 1 << 62
 _SLICE = 4 << 20
 
 
@@ -136,15 +151,8 @@ class Memory:
         words[L.W_SEED] = secrets.randbits(63)
         words[L.W_MAX_ENTRIES] = max_entries
         words[L.W_MAX_BYTES] = max_bytes
-        words[L.W_SLOTS] = geometry.slots
-        words[L.W_INDEX_AT] = geometry.index_at
-        words[L.W_FREQUENCY_AT] = geometry.frequency_at
-        words[L.W_TAGS_AT] = geometry.tags_at
-        words[L.W_SMALL_AT] = geometry.small_at
-        words[L.W_SMALL_BYTES] = geometry.small_bytes
-        words[L.W_MAIN_AT] = geometry.main_at
-        words[L.W_MAIN_BYTES] = geometry.main_bytes
-        words[L.W_MAX_RECORD] = geometry.max_record
+        for word, value in geometry.words().items():
+            words[word] = value
         # Last: a file without its magic was never finished.
         words[L.W_MAGIC] = L.MAGIC
         return memory
@@ -172,9 +180,11 @@ class Memory:
         try:
             L.check_geometry(memory.words, size)
             words = memory.words
-            parts = Geometry(words[L.W_SLOTS], words[L.W_SMALL_BYTES], words[L.W_MAIN_BYTES])
-            if parts != Geometry.for_limits(words[L.W_MAX_ENTRIES], words[L.W_MAX_BYTES]):
+            geometry = Geometry.for_limits(words[L.W_MAX_ENTRIES], words[L.W_MAX_BYTES])
+            if any(words[word] != value for word, value in geometry.words().items()):
                 raise L.LayoutError("the store's parts do not fit its limits")
+            if words[L.W_EPOCH] >= MOST_EPOCHS:
+                raise L.LayoutError("the store's epoch is impossible")
             if mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] != boot:
                 raise L.LayoutError("the store is of an earlier boot")
         except L.LayoutError:

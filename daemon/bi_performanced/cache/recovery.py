@@ -3,7 +3,8 @@
 Recovery trusts nothing but the rings between their tails and heads: the index is made anew from
 the records whose checksum is right. Of two records of one key the higher sequence wins (of equal
 ones, left by a move that was cut short, the main ring's), and the loser is marked dead, so that it
-cannot return should the winner be deleted later.
+cannot return should the winner be deleted later. How often an entry was used is taken from the old
+index, where that still names the place of the entry's record; a wrong number of uses harms nobody.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from bi_performance_wire import layout as L
-from bi_performanced.cache.index import NONE
+from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.ring import Damaged, Record, Ring
 from bi_performanced.cache.store import Store
 
+FUTURE = 3600
+"""Seconds that a moment told by a store may be ahead: clears that come fast one upon the other."""
 SLICE_RECORDS = 200
 """Records copied between two looks at the clock: well under a millisecond for small ones."""
 
@@ -23,8 +26,11 @@ SLICE_RECORDS = 200
 def recover(store: Store, now: int) -> int:
     """Make a freshly mapped store's index from its rings; how many entries are readable.
 
-    Raises Damaged when a ring cannot be walked: nothing of such a store is to be served.
+    Raises Damaged when a ring cannot be walked, or the control page says what no daemon wrote:
+    nothing of such a store is to be served.
     """
+    _check_moments(store, now)
+    before = store.index.copy()
     store.index.wipe()
     store.small_entries = store.main_entries = 0
     store.small_bytes = store.main_bytes = 0
@@ -33,6 +39,8 @@ def recover(store: Store, now: int) -> int:
     highest = max(cleared, store.tags.highest())
     for ring in (store.small, store.main):
         for position, size, state in store.in_order(ring, ring.tail, ring.head):
+            if position + size > ring.head:
+                raise Damaged("a ring that ends within a record")
             if state == L.PAD:
                 continue
             record = ring.load(position, size, state, verify=True)
@@ -46,14 +54,25 @@ def recover(store: Store, now: int) -> int:
             if record.sequence <= cleared or store.is_over(record, now) or not record.key:
                 ring.mark_dead(record.place)
                 continue
-            _adopt(store, ring, record)
+            _adopt(store, ring, record, before)
+    before.release()
     if highest >= L.MOST_SEQUENCE:
         raise Damaged("a sequence that no daemon came to")
     store.set_sequence(highest, uses_known_from=highest)
     return store.entries
 
 
-def _adopt(store: Store, ring: Ring, record: Record) -> None:
+def _check_moments(store: Store, now: int) -> None:
+    """Raise Damaged for a clear that is to come: all that is stored from now on would be stale."""
+    words = store.memory.words
+    latest = now + FUTURE * 1_000_000_000
+    if words[L.W_EXPIRED] > latest // L.CREATED_UNIT_NS or words[L.W_EXPIRED_AT] > latest:
+        raise Damaged("a clear that no daemon made")
+    if words[L.W_COHERENT_UNTIL] > latest:
+        words[L.W_COHERENT_UNTIL] = 0
+
+
+def _adopt(store: Store, ring: Ring, record: Record, before: Index) -> None:
     digest = store.digest(record.key)
     slot = store.find(record.key, digest)
     if slot != NONE:
@@ -62,7 +81,9 @@ def _adopt(store: Store, ring: Ring, record: Record) -> None:
             ring.mark_dead(record.place)
             return
         store.remove(slot)
-    store.admit(digest, record.place, record.size, 0)
+    known = before.find_place(digest, record.place)
+    uses = 0 if known == NONE else before.frequency(known)
+    store.admit(digest, record.place, record.size, uses)
 
 
 def copy_entries(source: Store, target: Store, now: int) -> Iterator[None]:
