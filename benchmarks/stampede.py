@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,7 @@ def main() -> None:
     made.add_argument("--callers", type=int, nargs="+", default=[10, 100, 1000])
     made.add_argument("--processes", type=int, default=8)
     made.add_argument("--rounds", type=int, default=3)
+    made.add_argument("--kills", type=int, default=200)
     made.add_argument("--systems", nargs="+", default=list(PEERS))
     options = made.parse_args()
     rows: list[dict[str, Any]] = []
@@ -297,7 +299,56 @@ def main() -> None:
                     row = repeat(how, killed=killed, count=options.rounds)
                     rows.append({"callers": callers, **row})
                     say(told(rows[-1]))
+        rows.append(promotions(path, options.kills))
+        say(json.dumps(rows[-1]))
     save(options.json, rows)
+
+
+def hang(tell: int) -> None:
+    os.write(tell, b"x")
+    time.sleep(60)
+
+
+def promotions(path: Path, count: int) -> dict[str, Any]:
+    """How long after the leader's kill -9 the factory of the next one is called, in another
+    process that waits for it: many times, with nothing else going on."""
+    from bi_performance.optimizer import PerformanceOptimizer
+
+    cache = PerformanceOptimizer(str(path)).sync.cache
+    took: list[float] = []
+    for number in range(count):
+        key = f"promotion-{number}-{os.urandom(4).hex()}"
+        leads, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            mine = PerformanceOptimizer(str(path)).sync.cache
+            mine.get_or_set(key, partial(hang, tell))
+            os._exit(0)
+        os.read(leads, 1)
+        os.close(leads)
+        os.close(tell)
+        killed: list[float] = []
+
+        def kill(pid: int = child, note: list[float] = killed) -> None:
+            # By then this process has long been waiting for the lease.
+            time.sleep(0.05)
+            note.append(now())
+            os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        called_at = cache.get_or_set(key, now)
+        killer.join()
+        os.waitpid(child, 0)
+        took.append((called_at - killed[0]) * 1000)
+    took.sort()
+    return {
+        "system": "bi-performance",
+        "promotions": count,
+        "p50_ms": took[count // 2],
+        "p99_ms": took[min(count - 1, count * 99 // 100)],
+        "slowest_ms": took[-1],
+    }
 
 
 def repeat(how: dict[str, Any], *, killed: bool, count: int) -> dict[str, Any]:

@@ -150,6 +150,10 @@ class _Common:
             "would_have_hit": page[L.P_OBSERVED],
         }
 
+    def loads(self) -> dict[str, int]:
+        """What `get_or_set` and its kin came to in this process."""
+        return self._server.figures()
+
     def _stored(self, answer: Any) -> int:
         """How many entries of a batch were stored, having said why the others were not."""
         if not answer:

@@ -69,6 +69,19 @@ class Server:
         work = Work(key, factory, options, known=known, refresh=True)
         return await self.loader.load(world, work)
 
+    def figures(self) -> dict[str, int]:
+        """Of this process: factory calls without a lease, values too large to be stored, stale
+        values served, loads that failed while there was one, loads in the background now, and
+        those that were not begun because there were too many."""
+        return {
+            "unshared": self.loader.unshared,
+            "too_large": self.loader.too_large.count,
+            "stale_served": self.stale_served,
+            "failed": self._failed.count,
+            "in_background": self.background.count,
+            "skipped": self.background.skipped,
+        }
+
     def find(self, key: bytes, *, count: bool = True) -> Entry | Outcome:
         """What is known of an entry, stale or not, attaching if that can be done now."""
         link = self.loader.link

@@ -217,6 +217,7 @@ def test_without_a_daemon_the_factory_is_called_once_at_a_time_and_nothing_raise
     calls.go.release()
     with pytest.raises(OSError, match="its own"):
         ask(alone, run, calls)
+    assert alone.cache.loads()["unshared"] == 2
     alone.close()
 
 

@@ -102,6 +102,8 @@ def test_a_load_that_fails_is_bridged_by_the_stale_value(
     for soft in (0.0, 5.0, None):
         found = use(here, run, fail, soft_timeout=soft)
         assert found.value == "old" and found.stale
+    figures = here.cache.loads()
+    assert figures["failed"] == figures["stale_served"] == 3 and not figures["in_background"]
     assert "stale values are served instead (OSError: no route)" in caplog.text
     here.sync.cache.delete("k")
     with pytest.raises(OSError, match="no route"):
