@@ -83,8 +83,17 @@ def cache(stats: dict[str, Any]) -> Rows:
         ("store's file", known(local.get("store_bytes"), size)),
         ("rings", f"{size(stats['ring_bytes'])}, {share(stats['live_ratio'])} live"),
         ("write amplification", known(amplification, lambda value: f"{value:.2f}")),
+        ("compression", _compression(local)),
         ("attached processes", f"{stats['clients']:,}"),
     ]
+
+
+def _compression(local: dict[str, Any]) -> str:
+    """How many times smaller values became, and what that saved; of an older daemon, unknown."""
+    saved = local.get("compression", {}).get("saved_bytes")
+    return f"{known(local.get('compression_ratio'), lambda times: f'{times:.1f}×')}" + (
+        f", {size(saved)} saved" if saved else ""
+    )
 
 
 def host(system: dict[str, Any]) -> Rows:

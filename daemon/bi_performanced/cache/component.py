@@ -316,6 +316,7 @@ class Cache:
                     "inserts": counters.inserts,
                     "returns": counters.returns,
                     "compression": dataclasses.asdict(self.compression),
+                    "compression_ratio": self.compression.ratio,
                     "default_ttl_sets": self._local.default_ttl_sets,
                     "store_bytes": store.memory.size,
                     "entries": store.entries,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bi_performance_wire.errors import INVALID_ARGUMENT, WireError
 from bi_performance_wire.extra import Extra, pack_extra
 from bi_performance_wire.types import MAX_KEY_BYTES, MAX_TTL
-from bi_performance_wire.value import COMPRESS_FROM, PLAIN
+from bi_performance_wire.value import COMPRESS_FROM, PLAIN, raw_size
 
 
 class Terms(NamedTuple):
@@ -45,12 +45,25 @@ class Compression:
     """Those that took less room compressed, and are stored so."""
     tried_bytes: int = 0
     """Encoded bytes of those that were stored as they were: all that was compressed in vain."""
+    kept_raw_bytes: int = 0
+    """Encoded bytes, before compression, of those that are stored compressed, as each declares."""
+    saved_bytes: int = 0
+    """How many fewer these took."""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times smaller these became."""
+        stored = self.kept_raw_bytes - self.saved_bytes
+        return self.kept_raw_bytes / stored if stored else None
 
     def note(self, payload: bytes, *, asked: bool) -> None:
         """Count an encoded entry of a client of ours; `asked`: whether they are to compress."""
         if payload[0] != PLAIN:
             self.tried += 1
             self.kept += 1
+            raw = raw_size(payload)
+            self.kept_raw_bytes += raw
+            self.saved_bytes += raw - len(payload)
         elif asked and len(payload) > COMPRESS_FROM:
             self.tried += 1
             self.tried_bytes += len(payload)
