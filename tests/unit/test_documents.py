@@ -47,3 +47,20 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if not target.startswith(("http:", "https:")):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_feature_table_names_tests_and_sources_that_are_there() -> None:
+    text = (DOCS / "features.md").read_text()
+    rows = [line for line in text.splitlines() if re.match(r"\| (?!what \||---)", line)]
+    unproved = [row for row in rows if "](../tests/" not in row]
+    assert len(rows) > 50 and unproved == []
+    named = set(re.findall(r"\[(test_\w+)\]\(\.\./(tests/[\w/]+\.py)\)", text))
+    gone = [
+        f"{path}: {name}"
+        for name, path in sorted(named)
+        if not re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+    ]
+    assert len(named) > 60 and gone == []
+    listed = re.findall(r"^- ([A-Z]\d+): \[", text, re.MULTILINE)
+    marks = re.findall(r"[(, ]([A-Z]\d+)(?=[,)])", text.partition("## Sources")[0])
+    assert len(set(listed)) == len(listed) and set(listed) == set(marks)
