@@ -117,7 +117,7 @@ def test_health_checks_and_description(http: httpx.Client) -> None:
             operation = document["paths"][row.http[1]][row.http[0].lower()]
             assert operation["summary"]
     parameter = document["paths"]["/performance/cache/clear"]["post"]["parameters"]
-    assert {each["name"] for each in parameter} == {"pattern", "dry_run"}
+    assert {each["name"] for each in parameter} == {"pattern", "tags", "stale", "dry_run"}
 
 
 def test_head_is_get_without_a_body(http: httpx.Client) -> None:

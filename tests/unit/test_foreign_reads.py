@@ -28,6 +28,7 @@ class Entries:
 
     def __init__(self, **entries: bytes) -> None:
         self.entries = {key.encode(): entry for key, entry in entries.items()}
+        self.asks = False
 
     def peek(self, key: bytes) -> bytes | None:
         return self.entries.get(key)

@@ -153,6 +153,7 @@ class Memory:
         words[L.W_MAX_BYTES] = max_bytes
         for word, value in geometry.words().items():
             words[word] = value
+        words[L.W_OUTAGE] = L.NEVER
         # Last: a file without its magic was never finished.
         words[L.W_MAGIC] = L.MAGIC
         return memory

@@ -21,11 +21,11 @@ from bi_performance_wire import layout as L
 from bi_performance_wire.errors import WireError
 from bi_performance_wire.extra import unpack_extra
 from bi_performanced.cache.clients import boot_clock
-from bi_performanced.cache.contest import Contest
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
 from bi_performanced.cache.patterns import matcher
+from bi_performanced.cache.shared_leases import Contest
 from bi_performanced.cache.store import Held
 from bi_performanced.cache.sweeping import every_entry
 from bi_performanced.cache.terms import Terms

@@ -268,6 +268,9 @@ class Connection:
             pass
         finally:
             self._end()
+            # Else what it has buffered stays in memory until the collector comes to the circle.
+            self.caller = self.caller._replace(line=None)
+            self._nursery = None
             if self._attachment is not None:
                 self._attachment.close()
             if self._subscription is not None:
