@@ -117,11 +117,12 @@ def cashews(how: dict[str, Any], notes: Notes) -> list[float]:
     async def make() -> Call:
         cache.setup(how["redis"])
 
-        @cache(ttl=60, key=how["key"], lock=True)
         async def value() -> str:
             return await load_async(notes)
 
-        return value
+        # Typed here, for the library may not be installed where types are checked.
+        guarded: Call = cache(ttl=60, key=how["key"], lock=True)(value)
+        return guarded
 
     return tasks(make, how["callers"])
 
