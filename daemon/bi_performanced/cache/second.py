@@ -67,8 +67,9 @@ class SecondLevel:
         """Whether Redis cannot keep up: changes wait for it."""
         self.hits = self.misses = 0
         """Of those who asked for a key that was not here."""
-        self._sweeps: list[Predicate | None] = []
-        """Clears whose entries here are still to be found; None: all shared ones."""
+        self._sweeps: list[Predicate | int | None] = []
+        """Clears whose entries here are still to be found; a number: all shared ones of that shard
+        of Redis, None: all shared ones."""
         self._wake = trio.Event()
         home.set_word(L.W_PARTITION, partition_ns(settings.on_partition))
         home.set_word(L.W_COHERENT_UNTIL, 0)
@@ -207,11 +208,12 @@ class SecondLevel:
             self._sweep(predicate)
 
     def drop_shared(self, shard: int | None = None) -> None:
-        """What the others did is not known any more: nothing that is shared may be served."""
+        """What the others did is not known any more: nothing that is shared (of the keys of a
+        shard) may be served."""
         self._home.set_word(L.W_COHERENT_UNTIL, 0)
         self._home.set_word(L.W_OUTAGE, L.NEVER)
         self._local.void(None, ())
-        self._sweep(None)
+        self._sweep(shard)
 
     def coherent(self, until: int) -> None:
         """All that the others have changed up to now is known, and will be until then."""
@@ -227,7 +229,7 @@ class SecondLevel:
         elif self._home.store.memory.words[L.W_OUTAGE] == L.NEVER:
             self._home.set_word(L.W_OUTAGE, self._home.store.sequence)
 
-    def _sweep(self, what: Predicate | None) -> None:
+    def _sweep(self, what: Predicate | int | None) -> None:
         self._sweeps.append(what)
         self._wake.set()
 
@@ -237,17 +239,19 @@ class SecondLevel:
             self._wake = trio.Event()
             while self._sweeps:
                 what = self._sweeps[0]
-                if what is None:
-                    await self._drop_shared()
-                else:
+                if isinstance(what, Predicate):
                     await self._local.clear(what.pattern, tags=what.tags, stale=what.soft)
+                else:
+                    await self._drop_shared(what)
                 self._sweeps.pop(0)
 
-    async def _drop_shared(self) -> None:
+    async def _drop_shared(self, shard: int | None) -> None:
         newest = self._home.store.sequence
         async with aclosing(every_entry(lambda: self._home.store, lambda: None)) as entries:
             async for store, entry, _ in entries:
-                if entry.sequence <= newest and entry.shared:
+                if entry.sequence > newest or not entry.shared:
+                    continue
+                if shard is None or self.remote.shard_of(entry.key) == shard:
                     store.drop_found(entry)
 
     # ── life
