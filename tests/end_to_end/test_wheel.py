@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -79,7 +80,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(wheel: Path) -> None:
         "bi_performanced",
         "business_intel_scraper",
     }
-    assert not [name for name in names if "test" in name.lower() or name.endswith(".pyc")]
+    assert not [name for name in names if re.search(r"(^|/)tests?[_./]|_test\.|\.pyc$", name)]
     assert "business_intel_scraper/__init__.py" not in names
 
 
