@@ -278,10 +278,6 @@ class Connection:
             self._peer.close()
             if not self.evicted:
                 self._buffers.update(self, 0, progress=True)
-            # No cycle: what was received of a large message is to be freed now, not when the
-            # collector comes by.
-            self.caller = self.caller._replace(line=None)
-            self._nursery = None
 
     def _end(self) -> None:
         """Nothing more is read: what was kept for the peer ends, and who waits for it is told."""
