@@ -40,9 +40,7 @@ def replay(cache: SyncCache, requests: list[int]) -> int:
     return hits
 
 
-@pytest.mark.parametrize(
-    "made", [zipf, shifting], ids=["steady", "the popular keys change"]
-)
+@pytest.mark.parametrize("made", [zipf, shifting], ids=["steady", "the popular keys change"])
 def test_the_hit_rate_after_a_kill_is_within_a_point_of_a_daemon_that_went_on(
     tmp_path: Path, made: Callable[..., list[int]]
 ) -> None:
