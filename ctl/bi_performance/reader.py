@@ -58,7 +58,13 @@ _LIVE_HIGH: Final = L.LIVE_HIGH
 _CHECKSUM: Final = L.CHECKSUM
 _KEY_IN_BODY: Final = L.KEY_IN_BODY
 _W_EXPIRED: Final = L.W_EXPIRED
-_TOUCH_MAX: Final = L.TOUCH_MAX
+_TOUCH_COUNT: Final = L.TOUCH_COUNT
+_TICK: Final = L.W_TICK
+_TICK_BITS: Final = L.TICK_BITS
+_W_SAMPLE: Final = L.W_SAMPLE
+_LOG_HEAD: Final = L.P_LOG_HEAD
+_LOG: Final = L.P_LOG
+_LOG_WORDS: Final = L.LOG_WORDS
 _HITS: Final = L.P_HITS
 _MISSES: Final = L.P_MISSES
 _EXPIRED: Final = L.P_EXPIRED
@@ -192,9 +198,8 @@ class StoreReader:
                         page[_EXPIRED] += 1
                         break
                     page[_HITS] = hits = page[_HITS] + 1
-                    touches = self._touches
-                    if (count := touches[slot]) < _TOUCH_MAX:
-                        touches[slot] = count + 1
+                    if self._touches[slot] ^ control[_TICK] > _TOUCH_COUNT:
+                        self._touch(slot, digest)
                     if not hits & _SAMPLE_MASK:
                         self._sample(now, size)
                     return decode_from(record, end)
@@ -206,6 +211,18 @@ class StoreReader:
                 break
         self.page[_MISSES] += 1
         return MISS
+
+    def _touch(self, slot: int, digest: int) -> None:
+        """Mark a slot as used, for the first time in this tick."""
+        control = self._control
+        touches = self._touches
+        count = touches[slot] & _TOUCH_COUNT
+        touches[slot] = control[_TICK] & _TICK_BITS | (count + (count < _TOUCH_COUNT))
+        if not digest & control[_W_SAMPLE]:
+            page = self.page
+            head = page[_LOG_HEAD]
+            page[_LOG + head % _LOG_WORDS] = digest
+            page[_LOG_HEAD] = head + 1
 
     def _again(self, key: bytes, retries: int) -> object:
         """The record was not what its slot promised: it went or moved while it was read."""
@@ -263,8 +280,8 @@ class StoreReader:
                 page[L.P_STALE] += count and entry.stale
                 if entry.extra is not None and entry.extra.sliding:
                     self._slide(key, place.fresh_until, entry.extra.sliding)
-                if (seen := self._touches[place.slot]) < _TOUCH_MAX:
-                    self._touches[place.slot] = seen + 1
+                if self._touches[place.slot] ^ control[_TICK] > _TOUCH_COUNT:
+                    self._touch(place.slot, _xxh3(key, self._seed))
                 return entry
             if place is not None:
                 break

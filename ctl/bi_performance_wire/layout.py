@@ -84,6 +84,12 @@ W_OUTAGE: Final = 27
 gated. NEVER while it is not."""
 W_REMOTE: Final = 25
 """1 while a miss here may be a hit in a second level that the daemon can ask."""
+W_TICK: Final = 40
+"""The tick that a touch is marked with: the upper six bits of a byte."""
+W_SAMPLE: Final = 41
+"""The first touch in a tick is also logged where the key's hash and this have no bit in common."""
+W_POLICY: Final = 42
+"""The rule by which entries leave, for the next daemon."""
 W_ALIVE: Final = 64
 ALIVE_WORDS: Final = 64
 
@@ -174,8 +180,24 @@ P_OWN_PSS_AT: Final = 56
 """The boot clock in ns when P_OWN_PSS was written; 0 before."""
 P_OWN_PSS: Final = 57
 
-TOUCH_MAX: Final = 3
-"""A touch byte saturates here: S3-FIFO looks at two bits."""
+P_LOG_HEAD: Final = 127
+"""How many hashes were ever logged."""
+P_LOG: Final = 128
+"""LOG_WORDS words: hashes of sampled keys that were read, the latest ones."""
+LOG_WORDS: Final = PAGE // 8 - P_LOG
+
+# A touch: a byte that tells of an index slot when its entry was used last, and how often.
+TOUCH_COUNT: Final = 3
+"""The count's bits, which saturate. It rises once a tick at the most."""
+TICK_ONE: Final = 4
+TICK_BITS: Final = 0xFC
+TICKS: Final = 63
+"""Ticks are numbered from 1 on, round and round; 0 is an entry that was never used."""
+
+
+def next_tick(tick: int) -> int:
+    """The tick after one; both as they stand in a touch byte."""
+    return tick % (TICKS * TICK_ONE) + TICK_ONE
 
 
 class LayoutError(ValueError):

@@ -144,6 +144,25 @@ class Attachment:
     plausible: bool = True
     _seen_at: int = 0
     closed: bool = False
+    _log_seen: int = 0
+
+    def logged(self) -> list[int]:
+        """Hashes of sampled keys that the client read since the last call, in order.
+
+        Of more than LOG_WORDS the latest. What a client writes there is its own, so they may be
+        anything.
+        """
+        if self.closed:
+            return []
+        words = self._words
+        head = words[L.P_LOG_HEAD]
+        new = head - self._log_seen
+        if not new:
+            return []
+        self._log_seen = head
+        if not 0 < new <= L.LOG_WORDS:
+            new = L.LOG_WORDS
+        return [words[L.P_LOG + at % L.LOG_WORDS] for at in range(max(0, head - new), head)]
 
     def sample(self, now: int) -> Figures:
         """The client's figures, taken over as far as they grew as figures can."""
@@ -195,6 +214,14 @@ class Clients:
         self._store_fd = store_fd
         self._touch_maps: dict[int, TouchMap] = {}
         self._serial = 0
+        store.policy.drain = self.logged
+
+    def logged(self) -> list[int]:
+        """Hashes that clients logged of what they read, since the last call."""
+        found: list[int] = []
+        for attachment in self.attached.values():
+            found += attachment.logged()
+        return found
 
     def attach(
         self,
@@ -261,8 +288,10 @@ class Clients:
         for uid, touches in list(self._touch_maps.items()):
             self._drop(self._store, uid, touches)
         os.close(self._store_fd)
+        self._store.policy.drain = list
         self._store = store
         self._store_fd = store_fd
+        store.policy.drain = self.logged
 
     def _drop(self, store: Store, uid: int, touches: TouchMap) -> None:
         if self._touch_maps.get(uid) is touches:

@@ -13,13 +13,24 @@ from bi_performance_wire import layout as L
 
 NONE: Final = -1
 _ZEROS: Final = bytes(1 << 16)
+MOST_LOOKS: Final = 64
+"""Entries that one search for the oldest looks at: the bound of what an eviction may take."""
+_FIRST_CHUNK: Final = 256
+_CHUNK: Final = 8192
+_EMPTY_SWEEPS: Final = 4
+_MARKS: Final = {
+    tick: bytes(int(touched & L.TICK_BITS == tick) for touched in range(256))
+    for tick in range(0, 256, L.TICK_ONE)
+}
+"""For each tick, what tells the touches of it from others by `bytes.translate`."""
 
 
 class Index:
     """Slots, frequency bytes and the touch maps that clients write.
 
     A frequency byte belongs to the daemon, the touch maps (one a uid, a byte a slot) to clients;
-    what a client writes there is clamped when it is read. All three move together.
+    all three move together. A byte tells when an entry was used last and in how many ticks; any
+    byte that a client may write there says something.
     """
 
     def __init__(self, data: memoryview, geometry_slots: int, index_at: int, freq_at: int) -> None:
@@ -28,6 +39,11 @@ class Index:
         self.cells: memoryview[int] = data[index_at : index_at + 8 * room].cast("Q")
         self._frequency = data[freq_at : freq_at + room]
         self.touch_maps: list[memoryview] = []
+        self.tick = L.TICK_ONE
+        """What is used now is marked with it."""
+        self._bucket = L.TICK_ONE
+        self._hand = 0
+        self._found_some = False
 
     def copy(self) -> Index:
         """What is in it now, in memory of its own, without the touch maps."""
@@ -49,22 +65,118 @@ class Index:
                 end = min(len(view), start + len(_ZEROS))
                 view[start:end] = _ZEROS[: end - start]
 
+    # ── touches: when an entry was used last, in ticks, and how often
+
     def frequency(self, slot: int) -> int:
-        """How often the entry was used since it was last looked at, 0 to 3."""
-        count = self._frequency[slot]
+        """In how many ticks the entry was used since it was last looked at, 0 to 3."""
+        count = self._frequency[slot] & L.TOUCH_COUNT
         for touches in self.touch_maps:
-            count += touches[slot]
-        return count if count < L.TOUCH_MAX else L.TOUCH_MAX
+            count += touches[slot] & L.TOUCH_COUNT
+        return count if count < L.TOUCH_COUNT else L.TOUCH_COUNT
+
+    def last_used(self, slot: int) -> int:
+        """The tick in which the entry was used or stored last."""
+        last = self._frequency[slot] & L.TICK_BITS
+        for touches in self.touch_maps:
+            other = touches[slot] & L.TICK_BITS
+            if other and self.age(other) < self.age(last):
+                last = other
+        return last
+
+    def age(self, tick: int) -> int:
+        """How many ticks ago a tick was; those of more than a round ago seem younger."""
+        return (self.tick - tick) // L.TICK_ONE % L.TICKS
+
+    def tick_before(self, ticks: int) -> int:
+        """The tick so many ticks ago, at most a round."""
+        return (self.tick // L.TICK_ONE - 1 - ticks) % L.TICKS * L.TICK_ONE + L.TICK_ONE
+
+    def touched(self, slot: int) -> int:
+        """When and how often the entry was used, as one byte."""
+        return self.last_used(slot) | self.frequency(slot)
 
     def set_frequency(self, slot: int, count: int) -> None:
-        self._frequency[slot] = count
+        """Have the entry used so often; when it was used last stays as it was."""
+        self._set_touched(slot, self.last_used(slot) | count)
+
+    def _set_touched(self, slot: int, touched: int) -> None:
+        self._frequency[slot] = touched
         for touches in self.touch_maps:
             touches[slot] = 0
 
-    def touch(self, slot: int) -> None:
-        count = self._frequency[slot]
-        if count < L.TOUCH_MAX:
-            self._frequency[slot] = count + 1
+    def touch(self, slot: int) -> bool:
+        """The daemon itself has used an entry; whether that was the first time in this tick."""
+        touched = self._frequency[slot]
+        count = touched & L.TOUCH_COUNT
+        if count and not (touched ^ self.tick) & L.TICK_BITS:
+            return False
+        self._frequency[slot] = self.tick | (count + (count < L.TOUCH_COUNT))
+        return True
+
+    def begin_search(self) -> None:
+        """Have the search for the oldest begin with the oldest tick there can be."""
+        self._bucket = L.next_tick(self.tick)
+        self._hand = 0
+        self._found_some = False
+
+    def oldest(self) -> int:
+        """The slot of the entry that was used longest ago, as far as ticks tell; or NONE.
+
+        Goes through the entries tick by tick, each entry where it was last known to have been
+        used: one that was used later is only noted there. So an entry is looked at once for each
+        time it was used, and none is sorted.
+        """
+        best, best_age = NONE, -1
+        for _ in range(MOST_LOOKS):
+            slot = self._next_of_bucket()
+            if slot == NONE or not self.touch_maps:
+                return slot
+            last = self.last_used(slot)
+            if last == self._bucket:
+                return slot
+            self._set_touched(slot, last | self.frequency(slot))
+            if (age := self.age(last)) > best_age:
+                best, best_age = slot, age
+        return best
+
+    def _next_of_bucket(self) -> int:
+        """A slot that was last known to have been used in the oldest tick of which there are any.
+
+        The search goes on where the last one ended. Within a sweep entries may have moved to where
+        it has been already: a tick is done with when a whole sweep has found none.
+        """
+        frequency = self._frequency
+        room = len(frequency)
+        chunk = _FIRST_CHUNK
+        for _ in range(_EMPTY_SWEEPS):
+            marks = _MARKS[self._bucket]
+            while self._hand < room:
+                hand = self._hand
+                found = frequency[hand : hand + chunk].tobytes().translate(marks).find(1)
+                if found >= 0:
+                    self._hand = hand + found + 1
+                    self._found_some = True
+                    return hand + found
+                self._hand = hand + chunk
+                chunk = _CHUNK
+            self._hand = 0
+            if not self._found_some and self._bucket != self.tick:
+                self._bucket = L.next_tick(self._bucket)
+            self._found_some = False
+        return self._jump()
+
+    def _jump(self) -> int:
+        """Several ticks had no entries: go to the oldest that has."""
+        ticks = {touched & L.TICK_BITS for touched in set(self._frequency.tobytes())} - {0}
+        if not ticks:
+            return NONE
+        self._bucket = max(ticks, key=self.age)
+        marks = _MARKS[self._bucket]
+        self._hand = self._frequency.tobytes().translate(marks).find(1) + 1
+        self._found_some = True
+        return self._hand - 1
+
+    # ── slots
 
     def find_place(self, digest: int, place: int) -> int:
         """The slot that points at `place` (ring bit and position) for a key of this hash."""
@@ -84,7 +196,7 @@ class Index:
             if want > L.TAG_MAX:
                 return NONE
 
-    def insert(self, digest: int, place: int, frequency: int) -> int | None:
+    def insert(self, digest: int, place: int, touched: int) -> int | None:
         """Add a slot for a key that is not there; return the place that had to go, or None.
 
         A place goes only when a run is longer than the distance field can count; the caller
@@ -101,7 +213,7 @@ class Index:
                 slot -= 1
                 victim = cells[slot]
                 cells[slot] = fresh
-                self.set_frequency(slot, frequency)
+                self._set_touched(slot, touched)
                 return victim & L.PLACE
             fresh += L.DISTANCE_ONE
         lost = None
@@ -117,7 +229,7 @@ class Index:
                 cells[at] = cells[at - 1] + L.DISTANCE_ONE
                 self._move_frequency(at - 1, at)
         cells[slot] = fresh
-        self.set_frequency(slot, frequency)
+        self._set_touched(slot, touched)
         return lost
 
     def remove(self, slot: int) -> None:
@@ -130,7 +242,7 @@ class Index:
             slot = following
             following += 1
         cells[slot] = 0
-        self.set_frequency(slot, 0)
+        self._set_touched(slot, 0)
 
     def _move_frequency(self, source: int, target: int) -> None:
         self._frequency[target] = self._frequency[source]

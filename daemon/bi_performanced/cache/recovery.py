@@ -19,6 +19,9 @@ from bi_performanced.cache.store import Store
 
 FUTURE = 3600
 """Seconds that a moment told by a store may be ahead: clears that come fast one upon the other."""
+RECOVERED_TICKS = 40
+"""Ticks over which the last uses of entries are spread of which they are not known, in their ring's
+order."""
 SLICE_RECORDS = 200
 """Records copied between two looks at the clock: well under a millisecond for small ones."""
 
@@ -82,8 +85,13 @@ def _adopt(store: Store, ring: Ring, record: Record, before: Index) -> None:
             return
         store.remove(slot)
     known = before.find_place(digest, record.place)
-    uses = 0 if known == NONE else before.frequency(known)
-    store.admit(digest, record.place, record.size, uses)
+    if known != NONE:
+        store.admit(digest, record.place, record.size, before.touched(known))
+        return
+    # When it was used is not known any more: as if that had been when it came to its place.
+    behind = ring.head - (record.place & L.POSITION)
+    age = RECOVERED_TICKS * behind // max(1, ring.head - ring.tail)
+    store.admit(digest, record.place, record.size, store.index.tick_before(age))
 
 
 def copy_entries(source: Store, target: Store, now: int) -> Iterator[None]:
@@ -92,6 +100,7 @@ def copy_entries(source: Store, target: Store, now: int) -> Iterator[None]:
     Between slices the source may change in any way; `source.journal` must be a set that collects
     the keys of those changes, and rounds of `settle` end the copying.
     """
+    target.follow(source)
     for ring, into in ((source.small, target.small), (source.main, target.main)):
         position, stop = ring.tail, ring.head
         while (position := max(position, ring.tail)) < stop:
@@ -110,7 +119,7 @@ def _copy(
         return
     slot = source.index.find_place(source.digest(record.key), record.place)
     if slot != NONE:
-        target.restore(record, into, source.index.frequency(slot), now)
+        target.restore(record, into, source.index.touched(slot), now)
 
 
 def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> Iterator[None]:
@@ -130,10 +139,11 @@ def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> 
             position = place & L.POSITION
             size, state = ring.peek(position)
             record = ring.load(position, size, state, verify=False)
-            target.restore(record, into, source.index.frequency(slot), now)
+            target.restore(record, into, source.index.touched(slot), now)
         if count % SLICE_RECORDS == 0:
             yield
     target.take_over_marks(source)
+    target.follow(source)
     target.set_sequence(
         max(source.sequence, target.sequence), uses_known_from=source.uses_known_from
     )

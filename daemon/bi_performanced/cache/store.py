@@ -1,13 +1,14 @@
-"""The shared store: S3-FIFO over two rings, written by the daemon alone, read in place by all.
+"""The shared store: entries in two rings, written by the daemon alone, read in place by all.
 
-Policy: S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all you need for cache
-eviction", SOSP 2023). New keys enter the small ring; at its tail those used at least twice move
-to the main ring and the others leave, remembered by the ghost; a key that the ghost remembers
-enters the main ring, whose tail gives used entries another round.
+Which entry leaves is `policy.py`'s to say: by S3-FIFO, or by LRU. With S3-FIFO new keys enter the
+small ring; at its tail those used at least twice move to the main ring and the others leave,
+remembered by the ghost; a key that the ghost remembers enters the main ring, whose tail gives used
+entries another round. With LRU all enter the main ring, and what was used longest ago leaves from
+wherever it lies.
 
-Two things here are not in the paper, because the queues are logs: an entry that is overwritten
-is appended anew to its own ring, and where a ring's bytes run out before a limit is reached, a
-live entry at the tail is moved to the main ring's head instead of being evicted.
+Two things here are not in the paper on S3-FIFO, because the queues are logs: an entry that is
+overwritten is appended anew to its own ring, and where a ring's bytes run out before a limit is
+reached, a live entry at the tail is moved to the main ring's head instead of being evicted.
 
 Nothing here awaits, locks or reads a clock: every call is a few microseconds on the loop, with
 `now` on the boot clock in nanoseconds as an argument.
@@ -27,11 +28,11 @@ from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.ghost import Ghost, Returns
 from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.policy import Policy, Put
 from bi_performanced.cache.ring import Damaged, Record, Ring
+from bi_performanced.cache.shadows import FIRST_SHARE
 from bi_performanced.cache.tags import TagTable
 
-SMALL_SHARE = 0.1
-"""The small ring's share of the limits (the paper's)."""
 _EVICTED_AT_ONCE = 64
 _MARKS = (
     L.W_EXPIRED_AT,
@@ -42,8 +43,6 @@ _MARKS = (
     L.W_REMOTE,
 )
 """Words of the control page that go with the entries to another store."""
-PROMOTE_AT = 2
-"""Uses in the small ring that earn a place in the main ring (the paper's)."""
 
 
 class TooLarge(ValueError):
@@ -129,9 +128,13 @@ class Store:
         self.tags = TagTable(memory)
         self.ghost = Ghost(self.max_entries)
         self._returns = Returns(self.max_entries)
+        self.policy = Policy(words, self.max_entries)
+        self.index.tick = words[L.W_TICK]
         self.counters = Counters()
         self.small_entries = self.main_entries = 0
         self.small_bytes = self.main_bytes = 0
+        self._by_age = False
+        """Whether the entry that left last was the oldest of all."""
         self._full_once = False
         self._full_from = 0
         """The sequence at which entries had to leave for the first time."""
@@ -183,7 +186,8 @@ class Store:
 
     def get(self, key: bytes, now: int, *, stale: bool = False) -> Held | None:
         """A readable entry, with `stale` also one in its grace; else None."""
-        slot = self.find(key, self.digest(key))
+        digest = self.digest(key)
+        slot = self.find(key, digest)
         if slot == NONE:
             return None
         at = self.address(self.index.cells[slot])
@@ -199,7 +203,8 @@ class Store:
             return None
         if word & L.FLAG_SHARED and not self._known(word >> 16, now):
             return None
-        self.index.touch(slot)
+        if self.index.touch(slot) and not digest & self.policy.mask:
+            self.policy.hits.append(digest)
         flags = word & L.FLAGS
         return Held(body[value_at:], fresh_until, kept_until, created, flags, extra, word >> 16)
 
@@ -248,7 +253,8 @@ class Store:
             self._fill_up()
             while self._over(size, slot):
                 self._evict(now)
-                slot = self.find(key, digest)
+                if slot != NONE:
+                    slot = self.find(key, digest)
         cells = self.index.cells
         counters = self.counters
         if slot == NONE:
@@ -270,8 +276,14 @@ class Store:
             ring = self.main
         if not ring.fits(size + ring.reserve):
             self._reclaim(ring, size, now)
-            slot = self.find(key, digest)
+            if slot != NONE:
+                slot = self.find(key, digest)
         self._sequence = sequence = self._sequence + 1
+        policy = self.policy
+        if not sequence & policy.pace:
+            self.index.tick = policy.turn(sequence, self.entries, self.max_entries, self.max_bytes)
+        if not digest & policy.mask:
+            policy.puts.append(Put(digest, size, expires, now, slot == NONE))
         if created is None:
             created = now // L.CREATED_UNIT_NS
             if created < (expired := self.memory.words[L.W_EXPIRED]):
@@ -290,7 +302,7 @@ class Store:
             self.index.touch(slot)
             self._forget(cell & L.PLACE)
         else:
-            self._insert(digest, place, 0)
+            self._insert(digest, place, self.index.tick)
         if ring.bit:
             self.main_entries += 1
             self.main_bytes += size
@@ -305,11 +317,13 @@ class Store:
 
     def delete(self, key: bytes, now: int) -> bool:
         """Remove a key; whether a readable entry was there. Unreadable when this returns."""
-        slot = self.find(key, self.digest(key))
+        digest = self.digest(key)
+        slot = self.find(key, digest)
         if self.journal is not None:
             self.journal.add(key)
         if slot == NONE:
             return False
+        self.policy.removed(digest)
         _, fresh_until, _, _, _ = self._body(self.index.cells[slot] & L.PLACE)
         self.remove(slot)
         self.counters.deletes += 1
@@ -363,6 +377,7 @@ class Store:
         self.main.reset()
         self.ghost.clear()
         self._returns.clear()
+        self.policy.clear()
         self.small_entries = self.main_entries = 0
         self.small_bytes = self.main_bytes = 0
         self.counters.deletes += count
@@ -487,8 +502,12 @@ class Store:
         for entry in found:
             if entry.key.startswith(prefix):
                 count += 1
-                # Before the store was full the first time, entries came there unread.
-                promoted = entry.place & L.MAIN_BIT and entry.sequence > self._full_from
+                # Entries come there unread before the store is full the first time, and by LRU.
+                promoted = (
+                    entry.place & L.MAIN_BIT
+                    and self.policy.share is not None
+                    and entry.sequence > max(self._full_from, self.policy.direct_until)
+                )
                 read += bool(promoted) or self.index.frequency(entry.slot) > 0
         return count, read
 
@@ -505,6 +524,11 @@ class Store:
         for word in _MARKS:
             self.memory.words[word] = source.memory.words[word]
 
+    def follow(self, source: Store) -> None:
+        """Go by what is known of the same entries where they come from."""
+        self.index.tick = self.memory.words[L.W_TICK] = source.index.tick
+        self.policy.follow(source.policy)
+
     def set_sequence(self, sequence: int, *, uses_known_from: int) -> None:
         """The next entry's sequence is the one after this; of those up to the other one it is
         not known whether they were read."""
@@ -516,12 +540,12 @@ class Store:
         word, _, _ = L.BODY.unpack_from(self._data, self.address(place) + L.HEADER_BYTES)
         return int(word) >> 16
 
-    def admit(self, digest: int, place: int, size: int, frequency: int) -> None:
+    def admit(self, digest: int, place: int, size: int, touched: int) -> None:
         """Take a record that already lies in a ring, of a key that has no slot, into the index."""
-        self._insert(digest, place, frequency)
+        self._insert(digest, place, touched)
         self._account(place, size, 1)
 
-    def restore(self, record: Record, ring: Ring, frequency: int, now: int) -> None:
+    def restore(self, record: Record, ring: Ring, touched: int, now: int) -> None:
         """Append a record of another store, superseding what is here of its key.
 
         An entry that is over the limits or too large here is left out.
@@ -548,9 +572,9 @@ class Store:
             + record.payload
         )
         self._sequence = max(self._sequence, record.sequence)
-        self.admit(digest, ring.append(body, record.size), record.size, frequency)
+        self.admit(digest, ring.append(body, record.size), record.size, touched)
 
-    # ── S3-FIFO
+    # ── what leaves
 
     def _over(self, size: int, slot: int) -> bool:
         """Whether the limits leave no room for a record, one at `slot` being superseded."""
@@ -567,31 +591,53 @@ class Store:
         return size
 
     def _ring_for_new(self, digest: int) -> Ring:
-        if self.ghost.take(digest):
+        if self.ghost.take(digest) or self.policy.share is None:
             return self.main
-        if not self._full_once and self._small_is_over():
+        if not self._full_once and self._small_is_over(FIRST_SHARE):
             # Nothing has been evicted yet, so nothing is known of what is worth keeping.
             return self.main
         return self.small
 
-    def _small_is_over(self) -> bool:
+    def _small_is_over(self, share: float) -> bool:
         return (
-            self.small_entries > self.max_entries * SMALL_SHARE
-            or self.small_bytes > self.max_bytes * SMALL_SHARE
+            self.small_entries > self.max_entries * share
+            or self.small_bytes > self.max_bytes * share
         )
 
     def _fill_up(self) -> None:
         """From now on entries have to leave for others."""
         if not self._full_once:
             self._full_once, self._full_from = True, self._sequence
+            self.policy.filled(self.entries, self.max_entries, self.max_bytes)
 
     def _evict(self, now: int) -> None:
         """Make one entry leave."""
-        from_small = self.small_entries and (not self.main_entries or self._small_is_over())
-        if from_small and self._evict_from(self.small, PROMOTE_AT, now):
+        share = self.policy.share
+        if share is None:
+            if not self._by_age:
+                self._by_age = True
+                self.index.begin_search()
+            slot = self.index.oldest()
+            if slot != NONE:
+                self._evict_slot(slot, now)
+                return
+            share = 0.0
+        else:
+            self._by_age = False
+        from_small = self.small_entries and (not self.main_entries or self._small_is_over(share))
+        if from_small and self._evict_from(self.small, self.policy.promote_at, now):
             return
         if not self._evict_from(self.main, 1, now):
             raise Damaged("the rings hold fewer entries than were counted")
+
+    def _evict_slot(self, slot: int, now: int) -> None:
+        """Make the entry of a slot leave; its record is passed later, by its ring's tail."""
+        place = self.index.cells[slot] & L.PLACE
+        word, _, kept_until, created, key = self._body(place)
+        size = self._size(place)
+        count = self.index.frequency(slot)
+        self.remove(slot)
+        self._leave(place, word, kept_until, created, key, size, count, now)
 
     def _evict_from(self, ring: Ring, keep_at: int, now: int) -> bool:
         """Pass the ring's tail until an entry left; False when the ring ran empty.
@@ -624,25 +670,46 @@ class Store:
             self._account(place, size, -1)
             index.remove(slot)
             ring.advance(position + size)
-            if kept_until <= now:
-                self.counters.expirations += 1
-                self.departures.expire(digest, created)
-            else:
-                self.counters.evictions += 1
-                self._returns.evicted(digest)
-                if ring is self.small:
-                    self.ghost.add(digest)
-            self._part(place, word, key, size, count)
+            self._leave(place, word, kept_until, created, key, size, count, now)
             return True
         return False
+
+    def _leave(
+        self,
+        place: int,
+        word: int,
+        kept_until: int,
+        created: int,
+        key: bytes,
+        size: int,
+        count: int,
+        now: int,
+    ) -> None:
+        """Note down that an entry left, or that its time was over."""
+        digest = self.digest(key)
+        if kept_until <= now:
+            self.counters.expirations += 1
+            self.departures.expire(digest, created)
+        else:
+            self.counters.evictions += 1
+            self._returns.evicted(digest)
+            if not place & L.MAIN_BIT:
+                self.ghost.add(digest)
+        self._part(place, word, key, size, count)
 
     # ── mechanics
 
     def _part(self, place: int, word: int, key: bytes, size: int, count: int) -> None:
         """Tell of an entry that leaves by eviction or expiry, where it is known if it was read."""
-        # In the main ring a count of 0 may be what is left of many uses, and of entries that an
-        # earlier daemon stored the uses are not known.
-        if word >> 16 > self.uses_known_from and (not place & L.MAIN_BIT or not self._full_once):
+        # In the main ring of S3-FIFO a count of 0 may be what is left of many uses, and of entries
+        # that an earlier daemon stored the uses are not known.
+        sequence = word >> 16
+        policy = self.policy
+        if sequence > self.uses_known_from and (
+            not place & L.MAIN_BIT
+            or not self._full_once
+            or (policy.share is None and sequence > policy.direct_until)
+        ):
             self.departures.leave(key, size, count == 0)
 
     def _body(self, place: int) -> tuple[int, int, int, int, bytes]:
@@ -677,8 +744,8 @@ class Store:
         self._account(place, size, -1)
         self._data[at + L.STATE_AT] = L.DEAD
 
-    def _insert(self, digest: int, place: int, frequency: int) -> None:
-        lost = self.index.insert(digest, place, frequency)
+    def _insert(self, digest: int, place: int, touched: int) -> None:
+        lost = self.index.insert(digest, place, touched)
         if lost is not None:
             self._forget(lost)
             self.counters.conflicts += 1

@@ -1,0 +1,302 @@
+"""Which entry leaves: chosen, from evidence, among LRU and S3-FIFO with two sizes of small queue.
+
+No policy is the best for all traffic. S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: "FIFO queues are all
+you need for cache eviction", SOSP 2023) is far better than LRU where much is asked for once, and
+below it where what was used last is what is used next, as in most caches of a few hundred entries.
+So all are tried at all times on a sample of the keys, as models in miniature; the store goes by LRU
+until another has proved better, and returns to it when the store's own hits, of the same sample,
+fall behind those of the LRU model.
+
+Nothing here awaits or reads a clock. Takes memory for `SAMPLED` keys, whatever the store's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Final, NamedTuple
+
+from bi_performance_wire import layout as L
+from bi_performanced.cache.shadows import LruShadow, S3FifoShadow, Shadow
+
+SAMPLED: Final = 512
+"""Entries that a model holds at the most. A store of so few is modelled in full."""
+_SAMPLE_SHIFT: Final = 40
+"""Bits of the hash that decide nothing else in a store of fewer than 2^40 slots."""
+
+TICKS_KEPT: Final = 62
+"""How many ticks it may take until all that is kept has been replaced, when nothing is used."""
+
+# In entries of a model, and in accesses of the sample for each of them; found by trying many on
+# real and made traces (docs/architecture.md).
+HALF_LIFE: Final = 30.0
+"""Accesses after which a hit counts half."""
+LEAD: Final = 0.1
+"""Hits that another policy must be ahead for being followed, and LEAST_LEAD hits."""
+LEAST_LEAD: Final = 5.0
+LEAD_OF_ALL: Final = 0.001
+"""The same as a share of all accesses that count."""
+PATIENCE: Final = 10.0
+"""Accesses before the first change: a shorter past says little of what is to come."""
+LOSS: Final = 0.03
+"""Hits that the store may lose on the LRU model until it returns to LRU, and LEAST_LOSS hits."""
+LEAST_LOSS: Final = 5.0
+CREDIT: Final = 2.0
+"""Hits, and LEAST_LOSS hits, that are taken for at the most as gained before."""
+BLOCKED: Final = 10.0
+"""Accesses for which a policy that failed is not followed; twice as many each time it fails."""
+_LARGEST_STEP: Final = 1e12
+
+
+class Rule(NamedTuple):
+    """How entries leave. `share`: the small queue's part of the limits; None for LRU."""
+
+    share: float | None
+    promote_at: int = 2
+    """Uses in the small queue that earn a place in the main queue."""
+
+
+LRU: Final = Rule(None)
+RULES: Final = (LRU, Rule(0.1), Rule(0.3))
+
+
+class Put(NamedTuple):
+    """A sampled key that was stored. `missed`: because it had been asked for and was not there."""
+
+    digest: int
+    size: int
+    expires: int
+    now: int
+    missed: bool
+
+
+class Policy:
+    """What the store goes by, and the evidence for it.
+
+    The store tells what it stores (`puts`, where `digest & mask` is 0), what the daemon itself read
+    (`hits`), and calls `turn` at every tick; what other processes read is fetched with `drain`.
+    """
+
+    def __init__(self, words: memoryview[int], max_entries: int) -> None:
+        self._words = words
+        self.puts: list[Put] = []
+        self.hits: list[int] = []
+        self.drain: Callable[[], list[int]] = list
+        """Digests that processes read in place since the last call, of the sample or not."""
+        self.in_bytes = False
+        """Whether it is the bytes that are limited, rather than the entries."""
+        self.changes = 0
+        """How often another rule was gone over to."""
+        if words[L.W_TICK] not in range(L.TICK_ONE, 256, L.TICK_ONE):
+            words[L.W_TICK] = L.TICK_ONE
+        found = words[L.W_POLICY]
+        self._at = found if found < len(RULES) else 0
+        self.direct_until = 0
+        """Of entries of the main ring up to this sequence it is not known that they were used."""
+        self._failed_spans = [BLOCKED] * len(RULES)
+        self._turns = 0
+        self._resize(max_entries, max_entries)
+        self._go_by(self._at, 0)
+
+    # ── what the store asks
+
+    @property
+    def rule(self) -> Rule:
+        return RULES[self._at]
+
+    def figures(self) -> dict[str, object]:
+        """For people: the rule, and the hit ratio of each on the sample lately."""
+        return {
+            "rule": name_of(self.rule),
+            "changes": self.changes,
+            "sampled": self._accesses,
+            "sample_rate": 1 / self._rate,
+            "hit_rates": {
+                name_of(rule): hits / self._weight if self._weight else None
+                for rule, hits in zip(RULES, self._scores, strict=True)
+            },
+        }
+
+    def turn(self, sequence: int, entries: int, max_entries: int, max_bytes: int) -> int:
+        """Another tick: look at what was read and stored since the last. Returns the tick.
+
+        A tick is a number from 1 to TICKS in the upper six bits of a byte.
+        """
+        tick = L.next_tick(self._words[L.W_TICK])
+        self._words[L.W_TICK] = tick
+        self._turns += 1
+        if not self._turns & 63:
+            self._fit(entries, max_entries, max_bytes)
+        self._play(sequence)
+        return tick
+
+    def filled(self, entries: int, max_entries: int, max_bytes: int) -> None:
+        """The store is full for the first time: its entries are as many as fit."""
+        self._fit(entries, max_entries, max_bytes)
+
+    def removed(self, digest: int) -> None:
+        """A key was deleted: that it is missing then is no policy's fault."""
+        if not digest & self.mask:
+            self._due[digest] = 1
+
+    def clear(self) -> None:
+        """Nothing is stored any more."""
+        self._restart()
+
+    def follow(self, other: Policy) -> None:
+        """Go by what was found of the same traffic in a store of another size."""
+        self._failed_spans = list(other._failed_spans)
+        self.direct_until = max(self.direct_until, other.direct_until)
+        if self._at != other._at:
+            self._go_by(other._at, self.direct_until)
+
+    # ── the models
+
+    def _fit(self, entries: int, max_entries: int, max_bytes: int) -> None:
+        """Fit the sample to how many entries there are when the store is full."""
+        in_bytes = entries < 0.9 * max_entries
+        held = max(1, entries if in_bytes else max_entries)
+        sampled = held / self._rate
+        if (
+            in_bytes != self.in_bytes
+            or sampled > 2 * SAMPLED
+            or (self._rate > 1 and sampled < SAMPLED / 4)
+        ):
+            self.in_bytes = in_bytes
+            self._resize(held, max_bytes if in_bytes else max_entries)
+        else:
+            self._set_pace(held)
+
+    def _resize(self, entries: int, capacity: int) -> None:
+        rate = 1
+        while entries > rate * SAMPLED:
+            rate *= 2
+        self._rate = rate
+        self.mask = (rate - 1) << _SAMPLE_SHIFT
+        self._words[L.W_SAMPLE] = self.mask
+        self._size = max(1, entries // rate)
+        self._capacity = max(1, capacity // rate)
+        self._typical = max(1, capacity // entries) if self.in_bytes else 1
+        self._set_pace(entries)
+        self._restart()
+
+    def _set_pace(self, entries: int) -> None:
+        pace = 1
+        while entries > pace * TICKS_KEPT:
+            pace *= 2
+        self.pace = pace - 1
+        """A tick begins where the sequence and this have no bit in common."""
+
+    def _restart(self) -> None:
+        """Begin with empty models."""
+        capacity = self._capacity
+        self._shadows: list[Shadow] = [
+            LruShadow(capacity)
+            if rule.share is None
+            else S3FifoShadow(capacity, rule.share, rule.promote_at)
+            for rule in RULES
+        ]
+        self._scores = [0.0] * len(RULES)
+        self._weight = 0.0
+        # Instead of every score shrinking, what is added to them grows.
+        self._step = 1.0
+        self._growth = 2 ** (1 / (HALF_LIFE * self._size))
+        self._accesses = 0
+        self._lost = 0.0
+        self._blocked_until = [0.0] * len(RULES)
+        self._due: dict[int, int] = {}
+        """Digest to the time at which what was stored for it last expires."""
+        self.puts.clear()
+        self.hits.clear()
+
+    def _play(self, sequence: int) -> None:
+        # What was stored at a tick's begin comes before what was read in its course.
+        mask = self.mask
+        for put in self.puts:
+            self._stored(put, sequence)
+        self.puts.clear()
+        for digest in self.hits:
+            self._access(digest, True, sequence)
+        self.hits.clear()
+        for digest in self.drain():
+            if not digest & mask:
+                self._access(digest, True, sequence)
+
+    def _stored(self, put: Put, sequence: int) -> None:
+        due = self._due
+        digest = put.digest
+        before = due.pop(digest, None)
+        due[digest] = put.expires
+        if len(due) > 4 * self._size + 64:
+            for old in list(islice(due, len(due) // 2)):
+                del due[old]
+        if put.missed and (before is None or before > put.now):
+            self._access(digest, False, sequence, put.size)
+        else:
+            # It had expired, or was stored over what was there: no hit in any model says anything.
+            weight = put.size if self.in_bytes else 1
+            for shadow in self._shadows:
+                shadow.access(digest, weight)
+
+    def _access(self, digest: int, hit: bool, sequence: int, size: int = 0) -> None:
+        weight = (size or self._typical) if self.in_bytes else 1
+        self._accesses += 1
+        self._step = step = self._step * self._growth
+        self._weight += step
+        scores = self._scores
+        first = False
+        for at, shadow in enumerate(self._shadows):
+            if shadow.access(digest, weight):
+                scores[at] += step
+                if not at:
+                    first = True
+        if self._at and first is not hit:
+            self._lost += 1 if first else -1
+            self._look_back(sequence)
+        self._look_ahead(sequence)
+        if step > _LARGEST_STEP:
+            self._step = 1.0
+            self._weight /= step
+            self._scores = [score / step for score in scores]
+
+    def _look_back(self, sequence: int) -> None:
+        """Return to LRU where the store did worse than it would have by it."""
+        at = self._at
+        credit = CREDIT * self._size + LEAST_LOSS
+        if self._lost <= -credit:
+            self._lost = -credit
+            self._failed_spans[at] = BLOCKED
+        elif self._lost > LOSS * self._size + LEAST_LOSS:
+            self._blocked_until[at] = self._accesses + self._failed_spans[at] * self._size
+            self._failed_spans[at] *= 2
+            self._go_by(0, sequence)
+
+    def _look_ahead(self, sequence: int) -> None:
+        """Go over to a rule that is ahead by more than chance and the change would cost."""
+        if self._accesses < PATIENCE * self._size:
+            return
+        scores = self._scores
+        wanted = scores[self._at] + LEAD_OF_ALL * self._weight
+        wanted += self._step * (LEAD * self._size + LEAST_LEAD)
+        best = self._at
+        for at, score in enumerate(scores):
+            if score > wanted and self._accesses >= self._blocked_until[at]:
+                best, wanted = at, score
+        if best != self._at:
+            self._go_by(best, sequence)
+
+    def _go_by(self, at: int, sequence: int) -> None:
+        if self._at != at:
+            self.changes += 1
+        if not self._at or not at:
+            self._lost = 0.0
+            self.direct_until = sequence
+        self._at = at
+        self._words[L.W_POLICY] = at
+        self.share = RULES[at].share
+        """The small ring's share of the limits; None where entries leave by LRU."""
+        self.promote_at = RULES[at].promote_at
+
+
+def name_of(rule: Rule) -> str:
+    return "lru" if rule.share is None else f"s3-fifo, {rule.share:.0%} small"
