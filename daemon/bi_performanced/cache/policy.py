@@ -36,7 +36,7 @@ LEAD: Final = 0.1
 LEAST_LEAD: Final = 5.0
 LEAD_OF_ALL: Final = 0.001
 """The same as a share of all accesses that count."""
-PATIENCE: Final = 10.0
+PATIENCE: Final = 6.0
 """Accesses before the first change: a shorter past says little of what is to come."""
 LOSS: Final = 0.03
 """Hits that the store may lose on the LRU model until it returns to LRU, and LEAST_LOSS hits."""
@@ -221,6 +221,11 @@ class Policy:
         for digest in self.drain():
             if not digest & mask:
                 self._access(digest, True, sequence)
+        self._look_ahead(sequence)
+        if (step := self._step) > _LARGEST_STEP:
+            self._step = 1.0
+            self._weight /= step
+            self._scores = [score / step for score in self._scores]
 
     def _stored(self, put: Put, sequence: int) -> None:
         due = self._due
@@ -253,11 +258,6 @@ class Policy:
         if self._at and first is not hit:
             self._lost += 1 if first else -1
             self._look_back(sequence)
-        self._look_ahead(sequence)
-        if step > _LARGEST_STEP:
-            self._step = 1.0
-            self._weight /= step
-            self._scores = [score / step for score in scores]
 
     def _look_back(self, sequence: int) -> None:
         """Return to LRU where the store did worse than it would have by it."""
@@ -273,9 +273,9 @@ class Policy:
 
     def _look_ahead(self, sequence: int) -> None:
         """Go over to a rule that is ahead by more than chance and the change would cost."""
-        if self._accesses < PATIENCE * self._size:
-            return
         scores = self._scores
+        if self._accesses < PATIENCE * self._size or max(scores) <= scores[self._at]:
+            return
         wanted = scores[self._at] + LEAD_OF_ALL * self._weight
         wanted += self._step * (LEAD * self._size + LEAST_LEAD)
         best = self._at
