@@ -226,7 +226,7 @@ def test_what_cannot_be_replayed_empties_what_was_shared(
         elif what == "epoch":
             client.hset("bi:perf!state", "e", "of another Redis")
         elif what == "replication":
-            client.execute_command("DEBUG", "CHANGE-REPL-ID")  # type: ignore[no-untyped-call]
+            server.command("DEBUG", "CHANGE-REPL-ID")
         else:
             url = f"redis://localhost:{server.port}/0"
         again = Host(settings(url), tmp_path / "two")

@@ -159,6 +159,11 @@ class RedisServer:
         self.client.script_flush()
         self.client.flushall()
 
+    def command(self, *words: str | int | bytes) -> Any:
+        """Any command, answered as redis-py parses it."""
+        client: Any = self.client
+        return client.execute_command(*words)
+
     def section(self, name: str) -> dict[str, Any]:
         """A section of INFO."""
         found: dict[str, Any] = self.client.info(name)

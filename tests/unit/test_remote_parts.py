@@ -15,7 +15,7 @@ from bi_performanced.remote.cursor import Cursor, Found, decide
 from bi_performanced.remote.envelope import NEVER, Version
 from bi_performanced.remote.flights import Flights
 from bi_performanced.remote.marks import MAX_PATTERNS, Cleared, Marks
-from bi_performanced.remote.names import CLUSTER_TAGS, Names
+from bi_performanced.remote.names import CLUSTER_TAGS, Names, slot
 from bi_performanced.remote.predicate import Predicate
 from bi_performanced.remote.queue import BATCH_WRITES, Queue
 from bi_performanced.remote.records import read_record
@@ -251,15 +251,9 @@ def test_our_own_keys_are_not_under_the_prefix(prefix: bytes, tag: bytes) -> Non
 
 
 def test_the_shards_of_a_cluster_are_spread_over_its_slots() -> None:
-    def slot(name: bytes) -> int:
-        crc = 0
-        for byte in name:
-            crc ^= byte << 8
-            for _ in range(8):
-                crc = (crc << 1 ^ (0x1021 if crc & 0x8000 else 0)) & 0xFFFF
-        return crc % 16384
-
-    assert [slot(tag[1:-1]) * 8 // 16384 for tag in CLUSTER_TAGS] == list(range(8))
+    # As CLUSTER KEYSLOT says.
+    assert slot(b"{123456789}") == 12739
+    assert [slot(tag) * 8 // 16384 for tag in CLUSTER_TAGS] == list(range(8))
 
 
 @pytest.mark.parametrize(

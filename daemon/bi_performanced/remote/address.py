@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -38,6 +38,13 @@ class Address:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What redis-py's connection takes."""
     tls: bool = False
+    sentinel: Mapping[str, Any] = field(default_factory=dict)
+    """What a connection to a sentinel takes in place of user, password and database."""
+
+    def sentinel_connection(self, timeout: float, node: tuple[str, int]) -> Connection:
+        """A connection to a sentinel that is not made yet."""
+        theirs = {name: value for name, value in self.options.items() if name in _TEXT}
+        return replace(self, options={**theirs, **self.sentinel}).connection(timeout, node)
 
     def connection(self, timeout: float, node: tuple[str, int] | None = None) -> Connection:
         """A connection that is not made yet, to a node or to the one address. Blocks nothing."""
@@ -77,6 +84,11 @@ def parse(url: str) -> Address:
             options["username"] = unquote(parts.username)
         if parts.password:
             options["password"] = unquote(parts.password)
+        sentinel = {
+            name: query.pop(f"sentinel_{name}")
+            for name in ("username", "password")
+            if kind == "sentinel" and f"sentinel_{name}" in query
+        }
         _take_query(query, options)
         if scheme == "unix":
             options["path"] = unquote(parts.path)
@@ -106,7 +118,7 @@ def parse(url: str) -> Address:
     if kind == "cluster" and options.get("db"):
         raise NotUsable("cache.redis_url: a cluster has no numbered databases; leave /DB out")
     identity = _identity(shown, options)
-    return Address(kind or "single", shown, nodes, service, identity, options, tls)
+    return Address(kind or "single", shown, nodes, service, identity, options, tls, sentinel)
 
 
 def _hosts(netloc: str) -> list[str]:

@@ -5,6 +5,7 @@ No request is a probe, so none waits for a dead Redis except those that found it
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Final
@@ -14,6 +15,9 @@ import trio
 FIRST: Final = 0.1
 LONGEST: Final = 1.0
 """Seconds between two probes, at first and at most; each with up to half of it on top."""
+STEADY: Final = 2.0
+"""Seconds that Redis must have been used for before a failure counts as a new outage; after fewer
+the next probe waits as long as if the one before had failed."""
 
 
 class RemoteAway(Exception):
@@ -28,7 +32,8 @@ class Breaker:
         self.reason: str | None = "not connected yet"
         self.opened = 0
         """How many times it has opened."""
-        self._pause = FIRST
+        self._pause = 0.0
+        self._closed_at = -math.inf
         self._told: bool | None = None
         self._wake = trio.Event()
         self._closed = trio.Event()
@@ -38,8 +43,9 @@ class Breaker:
         return self.reason is not None
 
     @property
-    def state(self) -> str:
-        return "open" if self.open else "closed"
+    def tried(self) -> bool:
+        """Whether Redis has answered or failed to, since the start."""
+        return self._told is not None
 
     def check(self) -> None:
         """Raises RemoteAway while it is open."""
@@ -50,7 +56,8 @@ class Breaker:
         """A request or a probe has failed."""
         if self.reason is None:
             self.opened += 1
-            self._pause = FIRST
+            if trio.current_time() - self._closed_at >= STEADY:
+                self._pause = 0.0
             self._closed = trio.Event()
             self._wake.set()
         self.reason = reason
@@ -62,6 +69,7 @@ class Breaker:
         """A probe has succeeded: requests may go again."""
         if self.reason is not None:
             self.reason = None
+            self._closed_at = trio.current_time()
             self._wake = trio.Event()
             self._closed.set()
         if self._told is not True:
@@ -77,6 +85,7 @@ class Breaker:
             await self._closed.wait()
 
     async def pause(self) -> None:
-        """Between two probes: doubling, with jitter, so that hosts do not come all at once."""
+        """Before a probe: not at all for the first of an outage, then doubling, with jitter, so
+        that hosts do not come all at once."""
         await trio.sleep(self._pause * random.uniform(1.0, 1.5))
-        self._pause = min(LONGEST, self._pause * 2)
+        self._pause = min(LONGEST, max(FIRST, self._pause * 2))

@@ -25,7 +25,7 @@ from bi_performanced.remote.predicate import Matcher, Predicate
 from bi_performanced.remote.reader import LogReader
 from bi_performanced.remote.shard import Figures, Shard, Sink
 from bi_performanced.remote.sweeper import Sweeper
-from bi_performanced.remote.topology import Single, Topology, check_server
+from bi_performanced.remote.topology import Topology, check_server, find_topology
 from bi_performanced.remote.tracking import Tracking
 
 log = structlog.get_logger("performance")
@@ -79,7 +79,7 @@ class Remote:
             import redis  # noqa: F401
 
             self.address = parse(settings.redis_url)
-            self._topology = self._find_topology(self.address)
+            self._topology = find_topology(self.address)
         except ImportError:
             self._unusable = f"redis-py is not installed: {REMEDY}"
         except NotUsable as error:
@@ -102,15 +102,10 @@ class Remote:
                 CursorFile(state_dir / f"redis-log-{shard.index}.json"),
                 identity,
                 partial(self._coherent, shard.index),
-                self._leases[shard.index].ended,
+                self._leases[shard.index],
             )
             for shard in self.shards
         ]
-
-    def _find_topology(self, address: Address) -> Topology:
-        if address.kind == "single":
-            return Single(address)
-        raise NotUsable(f"{address.kind} is not supported yet")
 
     def _shard(self, index: int, names: Names, origin: bytes, codec: Codec) -> Shard:
         def connect(timeout: float) -> Connection:
@@ -264,6 +259,8 @@ class Remote:
         for shard, leases in zip(self.shards, self._leases, strict=True):
             if shard.breaker.open:
                 leases.wake_all()
+        if not self._unusable and not all(shard.breaker.tried for shard in self.shards):
+            return
         reason = self._trouble()
         told = (reason is None, reason)
         if self._told is None or self._told[0] != told[0]:

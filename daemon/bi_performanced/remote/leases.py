@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -18,12 +17,18 @@ import trio
 from bi_performanced.remote import scripts
 from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.envelope import NEVER, Codec, Envelope, Version
+from bi_performanced.remote.predicate import Predicate
 from bi_performanced.remote.shard import Shard, is_full
 
 TTL: Final = 1.0
 """Seconds until a lease that nobody extends has run out."""
 REMEMBERED: Final = 10_000
 """Keys whose latest end of a lease is known, for those who begin to wait a moment later."""
+
+
+MOST: Final = 20_000
+"""Leases of this host that are known; the oldest beyond cannot be published."""
+ATTEMPTS: Final = 3
 
 
 class RemoteLease(NamedTuple):
@@ -51,6 +56,8 @@ class RemoteLeases:
     def __init__(self, shard: Shard, codec: Codec) -> None:
         self._shard = shard
         self._codec = codec
+        self._active: OrderedDict[bytes, RemoteLease] = OrderedDict()
+        """What was granted to this host and may still be published, by token."""
         self._ended: OrderedDict[bytes, Version] = OrderedDict()
         self.waiting: dict[bytes, list[trio.Event]] = {}
         """Who waits, by key."""
@@ -63,7 +70,11 @@ class RemoteLeases:
         fence, remaining, last = reply
         seen = Version.parse(last) if last else NEVER
         if fence:
-            return RemoteLease(key, token, fence, seen)
+            lease = RemoteLease(key, token, fence, seen)
+            self._active[token] = lease
+            if len(self._active) > MOST:
+                self._active.popitem(last=False)
+            return lease
         return Held(key, seen, max(0, remaining) / 1000)
 
     async def extend(self, lease: RemoteLease, ttl: float = TTL) -> bool:
@@ -87,6 +98,7 @@ class RemoteLeases:
 
     async def release(self, lease: RemoteLease) -> None:
         """End it without a value; the next one of those who wait may load."""
+        self._active.pop(lease.token, None)
         await self._call(
             scripts.release(self._shard.names, self._shard.origin, lease.key, lease.token)
         )
@@ -98,27 +110,34 @@ class RemoteLeases:
         is stored then. Cancelled, it is stored or not.
         """
         shard = self._shard
-        as_seen = replace(envelope, version=lease.seen)
-        if shard.marks.judge(lease.key, as_seen).hard > lease.seen:
-            return None
         data = self._codec.pack(lease.key, envelope)
-        known = max(lease.seen, shard.read_to)
-        commands = scripts.publish(shard.names, shard.origin, lease, data, envelope, known)
         shard.flights.touched(lease.key)
-        replies = await shard.writes.call(commands)
-        errors: list[Any] = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
-        done: list[Any] = errors or replies[-1]
-        if is_full(done):
-            # No room for it: what is there is old, and the others need not wait.
-            shard.figures.refused += 1
-            shard.delete(lease.key)
-            return None
-        shard.look(errors or replies[-1:])
-        shard.look(done)
-        if not done[0]:
-            return None
-        shard.figures.stores += 1
-        return Version.parse(done[0])
+        for _ in range(ATTEMPTS):
+            if lease.token not in self._active:
+                return None
+            known = max(lease.seen, shard.read_to)
+            commands = scripts.publish(shard.names, shard.origin, lease, data, envelope, known)
+            replies = await shard.writes.call(commands)
+            errors: list[Any] = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
+            done: list[Any] = errors or replies[-1]
+            if is_full(done):
+                # No room for it: what is there is old, and the others need not wait.
+                shard.figures.refused += 1
+                shard.delete(lease.key)
+                break
+            shard.look(errors or replies[-1:])
+            shard.look(done)
+            if not isinstance(done[0], list):
+                self._active.pop(lease.token, None)
+                if done[0]:
+                    shard.figures.stores += 1
+                    return Version.parse(done[0])
+                return None
+            # There was a clear by pattern that this host has not read of yet.
+            with trio.move_on_after(shard.timeout):
+                await shard.read_up_to(Version.parse(done[0][0]))
+        self._active.pop(lease.token, None)
+        return None
 
     async def wait(self, held: Held) -> None:
         """Until the lease has ended or its key was changed, on any host, or its time was up.
@@ -152,6 +171,25 @@ class RemoteLeases:
             self._ended.popitem(last=False)
         for event in self.waiting.get(key, ()):
             event.set()
+
+    def cleared(self, id_: Version, predicate: Predicate) -> None:
+        """The log says that something was cleared. What is told apart in Redis itself, tags and
+        everything, is looked at there."""
+        if predicate.pattern is None or predicate.soft:
+            return
+        try:
+            matches = self._shard.matcher(predicate.pattern)
+        except Exception:
+            # A pattern that this version does not take could match any key.
+            self._active.clear()
+            return
+        for token, lease in list(self._active.items()):
+            if lease.seen < id_ and matches(lease.key):
+                del self._active[token]
+
+    def lose_all(self) -> None:
+        """News were missed: what was loaded meanwhile may have been cleared."""
+        self._active.clear()
 
     def wake_all(self) -> None:
         """Redis is away, or news were missed: nobody waits on."""

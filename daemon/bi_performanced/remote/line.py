@@ -121,12 +121,13 @@ class Line:
     async def _round_trip(self, requests: list[_Request]) -> None:
         commands = [command for request in requests for command in request.commands]
         began = trio.current_time()
+        trip = self._trip
         replies: list[Any] | None = None
         try:
             with trio.move_on_after(self._timeout):
                 replies = await trio.to_thread.run_sync(
                     self._exchange,
-                    self._trip,
+                    trip,
                     commands,
                     limiter=self._limiter,
                     abandon_on_cancel=True,
@@ -140,8 +141,9 @@ class Line:
             raise
         except Exception as error:
             # Whatever a library makes of a peer that answers nonsense.
-            self.errors += 1
-            self._fail(self._explain(error))
+            if not trip.dropped:
+                self.errors += 1
+                self._fail(self._explain(error))
         if replies is None:
             self._answer(requests, self._breaker.reason or "the connection was lost")
             return

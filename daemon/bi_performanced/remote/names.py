@@ -9,6 +9,17 @@ CLUSTER_TAGS: Final = (b"{3}", b"{f}", b"{2}", b"{g}", b"{1}", b"{d}", b"{0}", b
 of every host depend on them."""
 
 
+def slot(tag: bytes) -> int:
+    """The slot of a hash tag with its braces: CRC-16 (XMODEM), as the cluster specification has
+    it."""
+    crc = 0
+    for byte in tag[1:-1]:
+        crc ^= byte << 8
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x1021 if crc & 0x8000 else 0)) & 0xFFFF
+    return crc % 16384
+
+
 class Names:
     """The names of one shard. `tag` is empty where Redis is no cluster."""
 
@@ -21,7 +32,8 @@ class Names:
         """The stream of what was changed."""
         self.state = self._own + b"state"
         """A hash: `e` this Redis's epoch, `h` and `s` the ids of the last hard and soft clear of
-        everything, `x` when the last entry expires (Unix ms)."""
+        everything, `p` that of the last hard one by pattern, `x` when the last entry expires, in
+        Unix milliseconds."""
         self.sweeps = self._own + b"sweeps"
         """A hash of the clears whose entries are still being removed: id → predicate."""
         self.fence = self._own + b"fence"

@@ -19,6 +19,7 @@ from bi_performanced.remote import scripts
 from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.cursor import Cursor, CursorFile, Found, decide
 from bi_performanced.remote.envelope import NEVER, Version
+from bi_performanced.remote.leases import RemoteLeases
 from bi_performanced.remote.line import Line
 from bi_performanced.remote.marks import Cleared
 from bi_performanced.remote.predicate import Predicate
@@ -49,15 +50,14 @@ class LogReader:
         file: CursorFile,
         target: str,
         coherent: Callable[[int], None],
-        released: Callable[[bytes, Version], None],
+        leases: RemoteLeases,
     ) -> None:
-        """`coherent` gets the boot clock's nanoseconds until which this shard is known; `released`
-        each key that was changed or whose lease has ended, whoever did it."""
+        """`coherent` gets the boot clock's nanoseconds until which this shard is known."""
         self._shard = shard
         self._file = file
         self._target = target
         self._coherent = coherent
-        self._released = released
+        self._leases = leases
         self._saved_at = 0.0
         self._saved: Cursor | None = None
         self.cursor = file.read()
@@ -68,6 +68,7 @@ class LogReader:
             shard.timeout + BLOCK,
             shard.explain,
         )
+        shard.on_away.append(self.line.drop)
 
     async def run(self) -> None:
         """Read until cancelled."""
@@ -114,6 +115,7 @@ class LogReader:
             if predicate is not None and predicate.pattern is not None:
                 shard.marks.note(Version.parse(id_), predicate)
         self.cursor = Cursor(self._target, found.epoch, found.replication, at)
+        shard.note_read(at)
         if reason is not None:
             self._drop(reason, first=before is None)
         await self._catch_up(found.last)
@@ -137,6 +139,7 @@ class LogReader:
 
     def _drop(self, reason: str, *, first: bool = False) -> None:
         self._shard.flights.touch_all()
+        self._leases.lose_all()
         self._shard.sink.drop_shared(self._shard.index)
         if not first:
             self._shard.figures.dropped += 1
@@ -184,7 +187,7 @@ class LogReader:
             self._apply(record)
             assert self.cursor is not None
             self.cursor = self.cursor._replace(last=record.id)
-            self._shard.read_to = record.id
+            self._shard.note_read(record.id)
             done += 1 + len(record.keys)
             if done >= SLICE:
                 done = 0
@@ -194,12 +197,13 @@ class LogReader:
         shard = self._shard
         for predicate in record.predicates:
             shard.marks.note(record.id, predicate)
+            self._leases.cleared(record.id, predicate)
         for id_ in record.swept:
             shard.marks.swept(id_)
         for key in record.released:
-            self._released(key, record.id)
+            self._leases.ended(key, record.id)
         for key in record.keys:
-            self._released(key, record.id)
+            self._leases.ended(key, record.id)
         if not record.understood:
             self._drop("a newer version has written what this one cannot read")
             return

@@ -35,8 +35,9 @@ class Leased(Protocol):
 
 LOG_LENGTH: Final = 100_000
 """Entries that the log keeps, about: what a host may miss and still catch up with."""
-SLACK: Final = 60_000
-"""Milliseconds that marks of a clear outlive the last entry they can concern."""
+SLACK: Final = 3_600_000
+"""Milliseconds that marks of a clear outlive the last entry they can concern, for what is being
+loaded."""
 
 _ALLOWED = "#!lua flags=allow-oom\n"
 
@@ -105,8 +106,11 @@ local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[2]
 local field = ARGV[5]
 if ARGV[4] == 'all' then
   redis.call('HSET', KEYS[2], field, id)
+elseif ARGV[4] == 'pattern' and field == 'h' then
+  redis.call('HSET', KEYS[2], 'p', id)
 end
-local at = tonumber(redis.call('HGET', KEYS[2], 'x') or '0') + {SLACK}
+local t = redis.call('TIME')
+local at = math.max(tonumber(redis.call('HGET', KEYS[2], 'x') or '0'), t[1] * 1000) + {SLACK}
 for i = 4, #KEYS do
   redis.call('HSET', KEYS[i], field, id)
   redis.call('PEXPIREAT', KEYS[i], string.format('%.0f', at))
@@ -199,15 +203,14 @@ end
 if redis.call('GET', KEYS[4]) ~= ARGV[4] or later(redis.call('HGET', KEYS[2], 'h'), 6) then
   return false
 end
-for i = 6, #KEYS do
+for i = 5, #KEYS do
   if later(redis.call('HGET', KEYS[i], 'h'), 6) then
     return false
   end
 end
-for _, id in ipairs(redis.call('HKEYS', KEYS[5])) do
-  if later(id, 8) then
-    return false
-  end
+local pattern = redis.call('HGET', KEYS[2], 'p')
+if later(pattern, 8) then
+  return {{pattern}}
 end
 redis.call('SET', KEYS[3], ARGV[5], 'PX', tonumber(ARGV[3]) + 1000)
 local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[2], 'k', ARGV[10])
@@ -333,8 +336,8 @@ def publish(
 ) -> list[Command]:
     """A transaction that stores an entry if the lease is still good.
 
-    `known`: up to where the log's pattern clears are known not to concern the key; any clear by
-    pattern behind that ends the lease.
+    `known`: up to where the log's pattern clears are known not to concern the key; when there is
+    one behind that, nothing is done, and the first item is a list with its id.
 
     The first item of EXEC's reply is the id in the log, or nil when nothing was stored. The script
     lets the entry live a second too long, so that the command behind it has something to change:
@@ -344,7 +347,7 @@ def publish(
     key, name = lease.key, names.value(lease.key)
     ms = max(1, envelope.hard)
     tags = map(names.tag, envelope.tags)
-    keys = (names.log, names.state, name, names.lock(key), names.sweeps, *tags)
+    keys = (names.log, names.state, name, names.lock(key), *tags)
     said: Command = (LOG_LENGTH, origin, ms, lease.token, data, *lease.seen, *known, key)
     return [
         ("MULTI",),

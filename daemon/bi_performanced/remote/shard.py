@@ -132,6 +132,7 @@ class Shard:
         """Why values are not stored although Redis answers."""
         self.read_to = NEVER
         """The last entry of the log that was carried out here."""
+        self._read_on = trio.Event()
         self._codec = codec
         self._changed = changed
         self._full_until = 0.0
@@ -144,6 +145,8 @@ class Shard:
         """Called in a thread for each new connection of the writing line."""
         self.reads = Line(lambda: connect(timeout), self.breaker, limiter, timeout, self.explain)
         self.writes = Line(self._connect_to_write, self.breaker, limiter, timeout, self.explain)
+        self.on_away: list[Callable[[], None]] = [self.reads.drop, self.writes.drop]
+        """Called when the breaker opens, to close connections."""
         self.cleared_here: Callable[[], None] = lambda: None
         """Called when a clear of ours is in the log, and entries are to be removed."""
 
@@ -275,6 +278,18 @@ class Shard:
         self.look(replies)
         for tag, (hard, soft) in zip(unknown, replies, strict=True):
             self.marks.learn(tag, Cleared(Version.parse(hard or b"0"), Version.parse(soft or b"0")))
+
+    async def read_up_to(self, id_: Version) -> None:
+        """Until the log has been read and carried out up to there."""
+        while self.read_to < id_:
+            await self._read_on.wait()
+
+    def note_read(self, id_: Version) -> None:
+        """The log has been carried out up to there."""
+        self.read_to = id_
+        if self._read_on.statistics().tasks_waiting:
+            self._read_on.set()
+            self._read_on = trio.Event()
 
     def look(self, replies: Sequence[Any]) -> None:
         """Raises RemoteAway, the breaker opened, when one of the replies is an error."""
@@ -497,14 +512,16 @@ class Shard:
             self.figures.lost_values += waiting
             self.outbox.add(keys, clears)
             self._unsaved.set()
-            self.reads.drop()
-            self.writes.drop()
+            # None of them may still be to a server that is not the right one any more.
+            for let_go in self.on_away:
+                let_go()
         self._changed()
 
     async def supervise(self, begin: Callable[[], None]) -> None:
         """Probe while the breaker is open, until cancelled. `begin` blocks in a thread."""
         while True:
             await self.breaker.wait_open()
+            await self.breaker.pause()
             reason = f"no answer within {self.timeout:g} s"
             try:
                 with trio.move_on_after(2 * self.timeout):
@@ -517,7 +534,6 @@ class Shard:
             except Exception as error:
                 reason = self.explain(error)
             self.breaker.fail(reason)
-            await self.breaker.pause()
 
     async def save(self) -> None:
         """Keep the outbox on disk, until cancelled."""

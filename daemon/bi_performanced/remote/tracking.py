@@ -42,6 +42,7 @@ class Tracking:
         """Why this Redis does not tell of foreign writes."""
         self.gaps = 0
         shard.on_connect.append(self._register)
+        shard.on_away.append(lambda: close(self._connection))
 
     @property
     def active(self) -> bool:
