@@ -6,7 +6,7 @@ import datetime
 import ipaddress
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from bi_performanced.remote.connection import Command
 from bi_performanced.remote.leases import RemoteLease
 from bi_performanced.remote.names import CLUSTER_TAGS, slot
 from bi_performanced.remote.predicate import Predicate
@@ -223,6 +224,37 @@ def test_a_cluster_is_shared_by_shard_and_a_lost_node_costs_only_its_own(tmp_pat
             assert len(two.local) >= len(held) and two.drops > drops
 
         play(story, tmp_path, cluster.url, redis_timeout=1.0)
+
+
+def test_a_key_that_changes_while_another_shard_answers_is_not_installed(tmp_path: Path) -> None:
+    keys = [b"k%d" % at for at in range(20)]
+
+    with RedisCluster(tmp_path / "cluster") as cluster:
+
+        async def story(one: Host, two: Host) -> None:
+            for key in keys:
+                await one.set(key, b"old")
+            await two.in_sync()
+            slow = two.remote.shards[two.remote.shard_of(keys[0])]
+            others = [key for key in keys if two.remote.shard_of(key) != slow.index]
+            changed = others[0]
+            call = slow.reads.call
+
+            async def late(commands: Sequence[Command]) -> list[Any]:
+                found = await call(commands)
+                two.invalidated.clear()
+                await one.set(changed, b"new")
+                await until(lambda: changed in two.invalidated, "the invalidation")
+                return found
+
+            slow.reads.call = late  # type: ignore[method-assign]
+            found = dict(zip(keys, await two.remote.fetch_many(keys), strict=True))
+            assert found[changed] is None
+            assert sum(each is not None for each in found.values()) > 10
+            again = await two.remote.fetch(changed)
+            assert again is not None and again.payload == b"new"
+
+        play(story, tmp_path, cluster.url)
 
 
 def _away(host: Host) -> set[int]:

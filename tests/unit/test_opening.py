@@ -81,7 +81,9 @@ def test_a_store_that_is_set_aside_is_trusted_by_nobody(folder: Path) -> None:
 
 
 def test_how_often_entries_were_used_is_known_after_a_restart(folder: Path) -> None:
-    made = open_store(CacheSettings(max_size=50, max_bytes=4 << 20), folder / "run", folder / "state")
+    made = open_store(
+        CacheSettings(max_size=50, max_bytes=4 << 20), folder / "run", folder / "state"
+    )
     for n in range(40):
         made.store.put(b"key-%d" % n, b"value", expires=L.NEVER, now=1)
         for _ in range(n % 5):
@@ -93,7 +95,9 @@ def test_how_often_entries_were_used_is_known_after_a_restart(folder: Path) -> N
     assert len(set(uses.values())) > 3
     made.store.close()
     os.close(made.lock_fd)
-    again = open_store(CacheSettings(max_size=50, max_bytes=4 << 20), folder / "run", folder / "state")
+    again = open_store(
+        CacheSettings(max_size=50, max_bytes=4 << 20), folder / "run", folder / "state"
+    )
     store = again.store
     found = {entry.key: store.index.touched(entry.slot) for entry in store.sweep(0, 1 << 20)[0]}
     assert found == uses

@@ -149,18 +149,25 @@ def test_a_pattern_that_cannot_be_read_clears_everything() -> None:
 
 def test_news_of_a_key_reach_only_its_own_fetches_and_only_while_they_last() -> None:
     flights = Flights()
+    flights.touched(b"a")
     with flights.noted([b"a", b"b"]) as one, flights.noted([b"b", b"b"]) as two:
+        before = one.mark()
         flights.changed(b"a", version_of(10))
-        assert one.raced(b"a", version_of(9)) and not one.raced(b"a", version_of(10))
-        assert not one.raced(b"b", NEVER) and not two.raced(b"b", NEVER)
+        assert one.raced(b"a", version_of(9), before)
+        assert not one.raced(b"a", version_of(10), before)
+        assert not one.raced(b"b", NEVER, before) and not two.raced(b"b", NEVER, before)
         flights.touched(b"b")
-        assert one.raced(b"b", version_of(99)) and two.raced(b"b", version_of(99))
+        assert one.raced(b"b", version_of(99), before) and two.raced(b"b", version_of(99), before)
+        # Asked for again, it is as new as that.
+        assert not one.raced(b"b", version_of(99), one.mark())
         flights.cleared(version_of(20))
-        assert one.raced(b"a", version_of(19)) and not one.raced(b"a", version_of(20))
+        assert one.raced(b"a", version_of(19), before)
+        assert not one.raced(b"a", version_of(20), before)
         flights.touch_all()
-        assert one.raced(b"a", version_of(99))
+        assert one.raced(b"a", version_of(99), before)
+        assert not one.raced(b"a", version_of(99), one.mark())
     with flights.noted([b"a"]) as three:
-        assert not three.raced(b"a", NEVER)
+        assert not three.raced(b"a", NEVER, three.mark())
 
 
 # ── the queue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -19,6 +20,7 @@ from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.connection import Connection, exchange
 from bi_performanced.remote.cursor import CursorFile
 from bi_performanced.remote.envelope import Codec, Envelope
+from bi_performanced.remote.fetching import Fetch
 from bi_performanced.remote.leases import RemoteLeases
 from bi_performanced.remote.names import Names
 from bi_performanced.remote.predicate import Matcher, Predicate
@@ -155,20 +157,26 @@ class Remote:
             by_shard.setdefault(self.shard_of(key), []).append(key)
         if len(by_shard) == 1:
             return await self.shards[next(iter(by_shard))].fetch(keys)
-        found: dict[bytes, Envelope | None] = {}
         away: list[RemoteAway] = []
 
-        async def fetch(shard: int, some: list[bytes]) -> None:
+        async def run(fetch: Fetch) -> None:
             try:
-                envelopes = await self.shards[shard].fetch(some)
+                await fetch.run()
             except RemoteAway as error:
                 away.append(error)
-            else:
-                found.update(zip(some, envelopes, strict=True))
 
-        async with trio.open_nursery() as nursery:
-            for shard, some in by_shard.items():
-                nursery.start_soon(fetch, shard, some)
+        found: dict[bytes, Envelope | None] = {}
+        # All stay open until the slowest has its answer, and hear of what happens meanwhile.
+        with ExitStack() as stack:
+            fetches = [
+                stack.enter_context(self.shards[shard].reading.fetch(some))
+                for shard, some in by_shard.items()
+            ]
+            async with trio.open_nursery() as nursery:
+                for fetch in fetches:
+                    nursery.start_soon(run, fetch)
+            for fetch in fetches:
+                found.update(fetch.result())
         if away and not found:
             raise away[0]
         return [found.get(key) for key in keys]

@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 class Flight:
     """One fetch of some keys."""
 
-    def __init__(self) -> None:
-        self.all_touched = False
-        self.touched: set[bytes] = set()
+    def __init__(self, flights: Flights) -> None:
+        self._flights = flights
+        self.all_touched = 0
+        self.touched: dict[bytes, int] = {}
         self.changed: dict[bytes, Version] = {}
         self.cleared = NEVER
 
-    def raced(self, key: bytes, seen: Version) -> bool:
-        """Whether a value that was read when the log ended at `seen` may be old by now."""
+    def mark(self) -> int:
+        """To be taken before a request is sent: what this host has heard of up to now."""
+        return self._flights.heard
+
+    def raced(self, key: bytes, seen: Version, mark: int) -> bool:
+        """Whether a value may be old by now that was asked for at `mark` and read when the log
+        ended at `seen`, or later."""
         return (
-            self.all_touched
-            or key in self.touched
+            self.all_touched > mark
+            or self.touched.get(key, 0) > mark
             or self.changed.get(key, NEVER) > seen
             or self.cleared > seen
         )
@@ -41,11 +47,13 @@ class Flights:
     def __init__(self) -> None:
         self._by_key: dict[bytes, list[Flight]] = {}
         self._all: set[Flight] = set()
+        self.heard = 0
+        """News that have no place in the log, counted."""
 
     @contextmanager
     def noted(self, keys: Iterable[bytes]) -> Iterator[Flight]:
         """While this is open, news of these keys reach the flight."""
-        flight = Flight()
+        flight = Flight(self)
         wanted = set(keys)
         self._all.add(flight)
         for key in wanted:
@@ -67,8 +75,9 @@ class Flights:
 
     def touched(self, key: bytes) -> None:
         """This host or a foreign program has changed a key: where in the log is unknown."""
+        self.heard += 1
         for flight in self._by_key.get(key, ()):
-            flight.touched.add(key)
+            flight.touched[key] = self.heard
 
     def cleared(self, id_: Version) -> None:
         """The log says that something was cleared."""
@@ -77,5 +86,6 @@ class Flights:
 
     def touch_all(self) -> None:
         """This host clears something, or nothing is known of what was missed."""
+        self.heard += 1
         for flight in self._all:
-            flight.all_touched = True
+            flight.all_touched = self.heard

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -15,10 +14,11 @@ import trio
 from bi_performanced.remote import scripts
 from bi_performanced.remote.breaker import Breaker, RemoteAway
 from bi_performanced.remote.connection import Command, Connection
-from bi_performanced.remote.envelope import NEVER, Codec, Envelope, Unreadable, Version, aged
-from bi_performanced.remote.flights import Flight, Flights
+from bi_performanced.remote.envelope import NEVER, Codec, Envelope, Version, aged
+from bi_performanced.remote.fetching import ATTEMPTS, LARGEST, Reading, now_ms
+from bi_performanced.remote.flights import Flights
 from bi_performanced.remote.line import Line
-from bi_performanced.remote.marks import Cleared, Marks
+from bi_performanced.remote.marks import Marks
 from bi_performanced.remote.names import Names
 from bi_performanced.remote.outbox import Outbox
 from bi_performanced.remote.predicate import Matcher, Predicate
@@ -26,13 +26,8 @@ from bi_performanced.remote.queue import Batch, Queue
 
 log = structlog.get_logger("performance")
 
-LARGEST: Final = 64 << 20
-"""Bytes of an entry that are read; one of ours is never larger, a foreign one is a miss."""
-FETCHED_AT_ONCE: Final = 256
 SENT_AT_ONCE: Final = 512
 """Deletions of the outbox in one transaction."""
-ATTEMPTS: Final = 3
-"""How often a fetch is made anew because the key was changed meanwhile."""
 FULL_FOR: Final = 1.0
 """Seconds after a refusal for lack of memory, in which values are not tried."""
 SAVE_AGAIN: Final = 1.0
@@ -132,6 +127,7 @@ class Shard:
         """Why values are not stored although Redis answers."""
         self.read_to = NEVER
         """The last entry of the log that was carried out here."""
+        self.reading = Reading(self, codec)
         self._read_on = trio.Event()
         self._codec = codec
         self._changed = changed
@@ -154,130 +150,10 @@ class Shard:
 
     async def fetch(self, keys: Sequence[bytes]) -> list[Envelope | None]:
         """What Redis holds for these keys. Raises RemoteAway."""
-        found: dict[bytes, Envelope | None] = {}
-        left = list(dict.fromkeys(keys))
-        for attempt in range(ATTEMPTS):
-            left = [key for key in left if not self._known_here(key, found)]
-            if not left:
-                break
-            self.breaker.check()
-            raced: list[bytes] = []
-            for at in range(0, len(left), FETCHED_AT_ONCE):
-                raced += await self._fetch_some(left[at : at + FETCHED_AT_ONCE], found)
-            left = raced
-            self.figures.raced += len(raced)
-            if attempt == ATTEMPTS - 1:
-                found.update(dict.fromkeys(left))
-        self.figures.hits += sum(each is not None for each in found.values())
-        self.figures.misses += sum(each is None for each in found.values())
+        with self.reading.fetch(keys) as fetch:
+            await fetch.run()
+            found = fetch.result()
         return [found[key] for key in keys]
-
-    def _known_here(self, key: bytes, found: dict[bytes, Envelope | None]) -> bool:
-        """Whether what waits to be written says what the key holds, noted in `found` then."""
-        if key in self.outbox:
-            found[key] = None
-            return True
-        write = self.queue.find(key)
-        if write is None:
-            return False
-        envelope = write.envelope
-        if envelope is not None:
-            envelope = aged(envelope, _now())
-            for predicate in self.queue.cleared_since(key, write):
-                if envelope is not None and predicate.hits(key, envelope.tags, self.matcher):
-                    envelope = replace(envelope, stale=True) if predicate.soft else None
-        found[key] = envelope if envelope is not None and envelope.remaining > 0 else None
-        return True
-
-    async def _fetch_some(
-        self, keys: Sequence[bytes], found: dict[bytes, Envelope | None]
-    ) -> list[bytes]:
-        """Fetch keys into `found`; returns those that were changed meanwhile."""
-        names = self.names
-        commands: list[Command] = [
-            # First, so that all that is read is at least as new.
-            ("XREVRANGE", names.log, "+", "-", "COUNT", 1),
-            ("HMGET", names.state, "h", "s"),
-        ]
-        for key in keys:
-            name = names.value(key)
-            commands += [("GETRANGE", name, 0, LARGEST), ("PTTL", name)]
-        with self.flights.noted(keys) as flight:
-            replies = await self.reads.call(commands)
-            self.look(replies[:2])
-            seen = Version.parse(replies[0][0][0]) if replies[0] else NEVER
-            hard, soft = (Version.parse(text or b"0") for text in replies[1])
-            self.marks.everything = self.marks.everything.later(Cleared(hard, soft))
-            envelopes = {
-                key: self._read(key, replies[2 + 2 * at], replies[3 + 2 * at])
-                for at, key in enumerate(keys)
-            }
-            await self._learn_tags(envelopes.values())
-            # Nothing is waited for from here to the caller: what comes later is told to the sink.
-            return self._hand_over(flight, seen, envelopes, found)
-
-    def _hand_over(
-        self,
-        flight: Flight,
-        seen: Version,
-        envelopes: dict[bytes, Envelope | None],
-        found: dict[bytes, Envelope | None],
-    ) -> list[bytes]:
-        raced = []
-        for key, envelope in envelopes.items():
-            if envelope is None:
-                found[key] = None
-            elif flight.raced(key, seen):
-                raced.append(key)
-            else:
-                found[key] = self._judge(key, envelope)
-        return raced
-
-    def _read(self, key: bytes, data: Any, pttl: Any) -> Envelope | None:
-        if isinstance(data, Exception) or isinstance(pttl, Exception):
-            if not str(data).startswith("WRONGTYPE"):
-                self.look([data, pttl])
-            self.figures.garbage += 1
-            return None
-        if not data or pttl == -2:
-            return None
-        try:
-            return self._codec.unpack(key, data, pttl, _now())
-        except Unreadable as error:
-            if error.kind == "signature":
-                self.figures.bad_signatures += 1
-            elif error.kind == "unknown_format":
-                self.figures.unknown_format += 1
-            else:
-                self.figures.garbage += 1
-            return None
-
-    def _judge(self, key: bytes, envelope: Envelope) -> Envelope | None:
-        """The entry as the clears leave it."""
-        if envelope.remaining <= 0:
-            return None
-        cleared = self.marks.judge(key, envelope)
-        gone, stale = cleared.hard > envelope.version, cleared.soft > envelope.version
-        for waiting in (self.queue.clears(), self.outbox.clears):
-            for predicate in waiting:
-                if predicate.hits(key, envelope.tags, self.matcher):
-                    gone, stale = gone or not predicate.soft, stale or predicate.soft
-        if gone:
-            self.figures.cleared += 1
-            return None
-        return replace(envelope, stale=True) if stale else envelope
-
-    async def _learn_tags(self, envelopes: Any) -> None:
-        tags = {tag for each in envelopes if each is not None for tag in each.tags}
-        unknown = self.marks.unknown(tags)
-        if not unknown:
-            return
-        replies = await self.reads.call(
-            [("HMGET", self.names.tag(tag), "h", "s") for tag in unknown]
-        )
-        self.look(replies)
-        for tag, (hard, soft) in zip(unknown, replies, strict=True):
-            self.marks.learn(tag, Cleared(Version.parse(hard or b"0"), Version.parse(soft or b"0")))
 
     async def read_up_to(self, id_: Version) -> None:
         """Until the log has been read and carried out up to there."""
@@ -429,7 +305,7 @@ class Shard:
     async def _send_writes(self, batch: Batch) -> None:
         values: list[tuple[bytes, bytes, int]] = []
         deleted: list[bytes] = []
-        now = _now()
+        now = now_ms()
         full = trio.current_time() < self._full_until
         for key, (_, envelope) in batch.writes.items():
             left = 0 if envelope is None else aged(envelope, now).remaining
@@ -478,10 +354,10 @@ class Shard:
             data = b"" if isinstance(replies[0], Exception) else replies[0]
             seen: bytes | None = None
             if replies[1] != -2:
-                found = self._read(key, replies[0], replies[1])
+                found = self.reading.read(key, replies[0], replies[1])
                 if found is not None:
-                    await self._learn_tags([found])
-                    found = self._judge(key, found)
+                    await self.reading.learn_tags([found])
+                    found = self.reading.judge(key, found)
                 if found is not None:
                     return False
                 seen = data
@@ -569,11 +445,6 @@ class Shard:
         for each in self.on_connect:
             each(connection)
         return connection
-
-
-def _now() -> int:
-    """Unix milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 def _first_error(replies: Sequence[Any]) -> Exception:
