@@ -324,13 +324,13 @@ def test_a_store_that_grows_under_load_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_by_default_a_store_can_grow_to_its_limit_where_the_file_system_is_small() -> None:
-    """The old store and the new one are there at once, whatever the size of the old one."""
+    """Where the old store and the new one cannot be there at once, it has that size from the start."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=110m", "none", folder], check=True)
         try:
             with DaemonProcess(Path(folder)) as daemon:
                 optimizer = PerformanceOptimizer(str(daemon.socket))
-                for n in range(100):
+                for n in range(130):
                     assert optimizer.sync.cache.set(f"k{n}", os.urandom(512 << 10))
                 with RawClient(daemon.socket) as client:
                     stats = client.result("cache.stats")

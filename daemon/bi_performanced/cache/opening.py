@@ -13,11 +13,12 @@ import structlog
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import UNAVAILABLE, WireError
 from bi_performanced.cache.clients import boot_clock
-from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.recovery import recover
 from bi_performanced.cache.store import Damaged, Store
 from bi_performanced.cache.trace import Trace
 from bi_performanced.config import CacheSettings
+from bi_performanced.config.limits import free_bytes
 
 log = structlog.get_logger("performance")
 
@@ -98,7 +99,8 @@ def _take_up(path: Path, settings: CacheSettings) -> tuple[Store, bool]:
         if store is not None:
             return store, True
         cut_off = True
-    size = min(settings.max_bytes, START_BYTES)
+    size = settings.max_bytes if _cannot_grow(path.parent, settings) else START_BYTES
+    size = min(settings.max_bytes, size)
     while True:
         try:
             epoch = boot_clock() // 1_000_000
@@ -107,6 +109,16 @@ def _take_up(path: Path, settings: CacheSettings) -> tuple[Store, bool]:
             if error.errno != errno.ENOSPC or size <= LEAST_BYTES:
                 raise
             size //= 2
+
+
+def _cannot_grow(folder: Path, settings: CacheSettings) -> bool:
+    """Whether the last step to `cache.max_bytes` would have no room: a store that grows is there
+    twice for a moment."""
+    whole, half = (
+        Geometry.for_limits(settings.max_size, settings.max_bytes // part).file_bytes
+        for part in (1, 2)
+    )
+    return whole <= free_bytes(folder) < whole + half
 
 
 def _cut_off(path: Path) -> bool:

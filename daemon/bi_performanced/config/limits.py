@@ -11,13 +11,10 @@ from bi_performanced.host import Unknown, cgroups, procfs
 
 MOST = 256 << 20
 LEAST = 4 << 20
-GROWING = 3
-"""Times its `max_bytes` that a store may take while it grows: it and the smaller one that it
-follows are there at once, each with files of one and a half times that."""
 
 
 def default_max_bytes(folder: Path, *, root: Path = Path("/")) -> tuple[int, str]:
-    """The least of 256 MiB, a third of the free space of `folder`, a quarter of the cgroup limit.
+    """The least of 256 MiB, half the free space of `folder`, a quarter of the cgroup limit.
 
     Returns bytes and the reason, for `bi-performance config`. Never below 4 MiB: on less the
     start fails with a clear error instead of a store that holds nothing.
@@ -63,6 +60,6 @@ def _of_the_host(folder: Path, root: Path, already: int) -> Iterator[tuple[int, 
     with suppress(OSError):
         stat = os.statvfs(existing)
         free = stat.f_bavail * stat.f_frsize + already
-        yield free // GROWING, f"a third of the free space of {folder}"
+        yield free // 2, f"half the free space of {folder}"
     with suppress(Unknown):
         yield cgroups.memory_limit(root) // 4, "a quarter of the cgroup's memory limit"

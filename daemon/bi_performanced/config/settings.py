@@ -66,7 +66,7 @@ class CacheSettings:
     max_bytes: int = size(
         None,
         "bytes of live entries kept; the store takes 1.5 times this in store_dir when it is full."
-        " Default: the least of 256 MiB, a third of the free space there, a quarter of the cgroup"
+        " Default: the least of 256 MiB, half the free space there, a quarter of the cgroup"
         " limit",
         low=1 << 20,
         high=1 << 40,
