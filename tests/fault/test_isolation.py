@@ -324,7 +324,7 @@ def test_a_store_that_grows_under_load_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.root
 def test_by_default_a_store_can_grow_to_its_limit_where_the_file_system_is_small() -> None:
-    """Where the old store and the new one cannot be there at once, it has that size from the start."""
+    """Where two stores cannot be there at once, it has that size from the start."""
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=110m", "none", folder], check=True)
         try:
