@@ -221,3 +221,21 @@ def test_it_is_told_how_redis_is(hosts: tuple[Host, Host], redis: RedisServer) -
     assert "the other hosts are heard" in say("doctor")
     assert "redis-py, GET" in say("benchmark", "--iterations", "50", "--redis", redis.unix_url)
     assert redis.client.keys("bi-performance benchmark*") == []
+
+
+def test_a_full_redis_is_read_on_and_told_of_until_it_has_room(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    other.cache.set("there", 1)
+    wait_until(lambda: other.redis_figures()["queued"] == 0, what="the value in Redis")
+    redis.client.config_set("maxmemory", 1)
+    try:
+        assert one.cache.set("refused", 1)
+        wait_until(lambda: "out of memory" in one.status().get("reason", ""), what="the reason")
+        assert "away" not in one.status()["reason"]
+        assert one.cache.get("there") == 1, "it is read on"
+        assert one.cache.get("refused") == 1 and other.cache.get("refused") is None
+    finally:
+        redis.client.config_set("maxmemory", 0)
+    one.wait_well()

@@ -353,7 +353,10 @@ class Cache:
         if self._second is not None:
             found["redis"] = self._second.status()
             if not self._second.healthy:
-                reasons.append(f"Redis is away: {found['redis']['reason']}; local only")
+                why = found["redis"].get("reason", "it is being looked for")
+                reasons.append(f"Redis is away: {why}; local only")
+            elif found["redis"]["status"] != "ok":
+                reasons.append(f"Redis: {found['redis']['reason']}")
         if reasons:
             found["status"] = "degraded"
             found["reason"] = "; ".join(reasons)

@@ -71,7 +71,8 @@ class Remote:
         self._state = state_dir
         self._sink = sink
         self._matcher = matcher
-        self._told: tuple[bool, str | None] | None = None
+        self._told: bool | None = None
+        self._told_reachable: bool | None = None
         self._unusable: str | None = None
         self._until: dict[int, int] = {}
         self.figures = Figures()
@@ -224,6 +225,11 @@ class Remote:
         return {"status": "degraded", "reason": reason, "url": self._shown}
 
     @property
+    def reachable(self) -> bool:
+        """Whether every shard answers. It may be degraded all the same: full, say."""
+        return self._unusable is None and not any(shard.breaker.open for shard in self.shards)
+
+    @property
     def _shown(self) -> str | None:
         return self.address.shown if self.address else None
 
@@ -270,14 +276,15 @@ class Remote:
         if not self._unusable and not all(shard.breaker.tried for shard in self.shards):
             return
         reason = self._trouble()
-        told = (reason is None, reason)
-        if self._told is None or self._told[0] != told[0]:
-            self._told = told
+        if self._told != (reason is None):
+            self._told = reason is None
             if reason is None:
                 log.info("redis.connected", url=self._shown)
             else:
                 log.warning("redis.away", reason=reason)
-            self._sink.health(*told)
+        if self._told_reachable != self.reachable:
+            self._told_reachable = self.reachable
+            self._sink.health(self.reachable, reason)
 
     def _explain(self, error: BaseException) -> str:
         if isinstance(error, NotUsable):

@@ -37,6 +37,8 @@ AT_ONCE: Final = 256
 TRUSTED_FOR: Final = 1.0
 """Seconds after a question for which its answer is good: Sink.coherent."""
 SAVE_EVERY: Final = 1.0
+ROOM_AT: Final = 0.98
+"""The share of its memory below which a Redis that was full has room again."""
 SLICE: Final = 500
 """Keys after which other tasks have their turn."""
 
@@ -172,6 +174,8 @@ class LogReader:
             # All data are gone, or others have taken their place: as at a new connection.
             await self._resume()
             return
+        if self._shard.full:
+            await self._look_for_room()
         records = read_reply(news, names.log)
         await self._take(records)
         if len(records) < AT_ONCE:
@@ -179,6 +183,15 @@ class LogReader:
         await self._save()
         if records:
             await trio.sleep(GATHER)
+
+    async def _look_for_room(self) -> None:
+        """Values were refused for lack of memory: say so no longer when there is some, whether
+        anything is written now or not."""
+        (info,) = await self.line.call([("INFO", "memory")])
+        self._shard.look([info])
+        used, most = (int(field(info, name) or 0) for name in ("used_memory", "maxmemory"))
+        if not most or used < ROOM_AT * most:
+            self._shard.say_full(None)
 
     async def _take(self, records: Sequence[Record]) -> None:
         """Carry out what records say, in slices."""

@@ -50,7 +50,7 @@ class Sink(Protocol):
         """Shared entries may be trusted until then (nanoseconds of CLOCK_BOOTTIME)."""
 
     def health(self, ok: bool, reason: str | None) -> None:
-        """Told once for each change."""
+        """Whether Redis can be asked: told once for each change."""
 
 
 @dataclass
@@ -317,13 +317,13 @@ class Shard:
         reply = await self._transact(values, deleted)
         if values and is_full(reply):
             self._full_until = trio.current_time() + FULL_FOR
-            self._say_full(self.explain(_first_error(reply)))
+            self.say_full(self.explain(_first_error(reply)))
             self.figures.refused += len(values)
             deleted += [key for key, _, _ in values]
             values = []
             reply = await self._transact(values, deleted)
         elif values:
-            self._say_full(None)
+            self.say_full(None)
         self.look(reply)
         self.figures.stores += len(values)
         self.figures.deletes += len(deleted)
@@ -338,7 +338,8 @@ class Shard:
             return errors
         return replies[-1] if isinstance(replies[-1], list) else [replies[-1]]
 
-    def _say_full(self, reason: str | None) -> None:
+    def say_full(self, reason: str | None) -> None:
+        """Why values are not stored; None when they can be."""
         if reason != self.full:
             self.full = reason
             self._changed()
@@ -367,7 +368,7 @@ class Shard:
             )
             errors = [reply for reply in replies[:-1] if isinstance(reply, Exception)]
             if is_full(errors):
-                self._say_full(self.explain(_first_error(errors)))
+                self.say_full(self.explain(_first_error(errors)))
                 raise RemoteAway(self.explain(_first_error(errors)))
             self.look(errors or replies[-1:])
             self.look(replies[-1])

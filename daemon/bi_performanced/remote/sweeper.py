@@ -20,7 +20,7 @@ from bi_performanced.remote.connection import Command
 from bi_performanced.remote.envelope import Version
 from bi_performanced.remote.predicate import Matcher, Predicate
 from bi_performanced.remote.records import pairs
-from bi_performanced.remote.shard import Shard
+from bi_performanced.remote.shard import Shard, is_full
 
 log = structlog.get_logger("performance")
 
@@ -29,8 +29,14 @@ LOOK_EVERY: Final = 30.0
 HELD_FOR: Final = 10_000
 """Milliseconds after which another may go on with it."""
 AT_ONCE: Final = 500
+FULL_PAUSE: Final = 5.0
+"""Seconds until a sweep that a full Redis refused is tried again."""
 PAUSE: Final = 0.002
 """Seconds between two slices, for the others that use this Redis."""
+
+
+class _Full(Exception):
+    """Redis has no memory for what is noted of a sweep. Reads go on, so that is no outage."""
 
 
 class Sweeper:
@@ -52,6 +58,9 @@ class Sweeper:
             try:
                 await self._sweep_all()
             except RemoteAway:
+                continue
+            except _Full:
+                await trio.sleep(FULL_PAUSE)
                 continue
             except (ValueError, TypeError, IndexError) as error:
                 self._shard.breaker.fail(self._shard.explain(error))
@@ -121,5 +130,7 @@ class Sweeper:
 
     async def _call(self, commands: Sequence[Command]) -> list[Any]:
         replies = await self._shard.writes.call(commands)
+        if is_full(replies):
+            raise _Full
         self._shard.look(replies)
         return replies
