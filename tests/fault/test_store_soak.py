@@ -11,6 +11,7 @@ from bi_performance.reader import MISS, StoreReader
 from bi_performance_wire import layout as L
 from bi_performanced.cache.clients import boot_clock, sealed_memory
 from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.ring import Ring
 from bi_performanced.cache.store import Store
 from support.soak import soak
 
@@ -63,6 +64,11 @@ class Planted:
         return self.store.find(b"key", self.store.digest(b"key"))
 
     @property
+    def ring(self) -> Ring:
+        main = self.store.index.cells[self.slot] & L.MAIN_BIT
+        return self.store.main if main else self.store.small
+
+    @property
     def address(self) -> int:
         return self.store.address(self.store.index.cells[self.slot])
 
@@ -93,16 +99,16 @@ def test_a_slot_that_points_at_a_dead_record_is_a_miss(planted: Planted) -> None
 
 
 def test_a_slot_that_the_tail_has_passed_is_a_miss(planted: Planted) -> None:
-    words = planted.store.memory.words
-    words[L.W_SMALL_TAIL] = words[L.W_SMALL_HEAD]
+    ring = planted.ring
+    ring.advance(ring.head)
     assert planted.reader.read(b"key") is MISS
 
 
 def test_a_record_of_another_lap_at_the_same_address_is_a_miss(planted: Planted) -> None:
     """On a weakly ordered processor a reader may see a new slot before the record behind it."""
     cells, slot = planted.store.index.cells, planted.slot
-    cells[slot] += planted.store.small.bytes
-    planted.store.memory.words[L.W_SMALL_TAIL] = 0
+    cells[slot] += planted.ring.bytes
+    planted.ring.advance(0)
     assert planted.reader.read(b"key") is MISS
 
 
