@@ -17,8 +17,10 @@ from typing import Any
 
 import pytest
 
+from bi_performance_wire import layout as L
 from bi_performanced.cache import index, recovery, ring, store
 from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.policy import RULES
 from bi_performanced.cache.recovery import copy_entries, recover, settle
 from bi_performanced.cache.store import Store
 
@@ -158,7 +160,10 @@ def test_no_deleted_or_superseded_value_is_read_after_a_kill_in_long_scenarios(
 
 def _scenario(folder: Path, seed: int, *, steps: int) -> None:
     rng = random.Random(seed)
-    subject = Store(Memory.create(folder / "store", 6, 3000, epoch=1))
+    memory = Memory.create(folder / "store", 6, 3000, epoch=1)
+    # By LRU, or by S3-FIFO, which promotes.
+    memory.words[L.W_POLICY] = seed % len(RULES)
+    subject = Store(memory)
     camera = Camera(subject.memory)
     state: State = {}
     checked = 0

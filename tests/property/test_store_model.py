@@ -22,6 +22,7 @@ from bi_performance_wire.extra import Extra, pack_extra
 from bi_performance_wire.value import encode
 from bi_performanced.cache.clients import sealed_memory
 from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.policy import RULES
 from bi_performanced.cache.recovery import copy_entries, recover, settle
 from bi_performanced.cache.store import Store
 
@@ -53,14 +54,16 @@ class Wanted:
 class StoreBesideDict(RuleBasedStateMachine):
     """Within its limits the store is a dict; beyond them it may forget, never misremember."""
 
-    @initialize(capacity=st.sampled_from([4, 8, 100]))
-    def make(self, capacity: int) -> None:
+    @initialize(capacity=st.sampled_from([4, 8, 100]), rule=st.integers(0, len(RULES) - 1))
+    def make(self, capacity: int, rule: int) -> None:
         self.now = 10 * SECOND
         self.clock = mock.patch.object(reading, "_clock", lambda _: self.now)
         self.clock.start()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "store"
-        Memory.create(self.path, capacity, 1 << 20, epoch=1).close()
+        memory = Memory.create(self.path, capacity, 1 << 20, epoch=1)
+        memory.words[L.W_POLICY] = rule
+        memory.close()
         self.capacity = capacity
         self.model: dict[bytes, Wanted] = {}
         self.evicted = False

@@ -73,7 +73,9 @@ def open_store(path: Path) -> Store:
     except FileNotFoundError:
         made = path.with_suffix(".made")
         made.unlink(missing_ok=True)
-        Memory.create(made, KEYS // 2, 2 << 20, epoch=1).close()
+        memory = Memory.create(made, KEYS // 2, 2 << 20, epoch=1)
+        memory.words[L.W_POLICY] = 1  # S3-FIFO, which uses both rings
+        memory.close()
         made.rename(path)
         memory = Memory.adopt(path)
     for word in range(L.ALIVE_WORDS):
