@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bi_performance import own as own_figures
 from bi_performance.own import OwnFigures
 from bi_performance_wire import layout as L
 from bi_performanced.cache.clients import Attachment, OwnWords, boot_clock
@@ -203,7 +204,11 @@ def test_rates_that_cannot_be_are_null(
     assert found.sample[name] is None and reason in found.reasons[name]
 
 
-def test_a_process_writes_what_is_true_of_it_and_seldom(cache: Cache) -> None:
+def test_a_process_writes_what_is_true_of_it_and_seldom(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However large the process of the tests has become.
+    monkeypatch.setattr(own_figures, "PSS_MOST", 1 << 40)
     attachment = attach(cache)
     own, began = OwnFigures(), boot_clock()
     words = attachment._words
