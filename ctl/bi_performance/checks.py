@@ -52,20 +52,20 @@ def not_utf8(key: Key, what: str = "a key") -> ValueError:
     )
 
 
-def check_ttl(ttl: float | None) -> float | None:
+def check_ttl(ttl: float | None, what: str = "ttl") -> float | None:
     """A time to live in seconds; raises TypeError or ValueError for what is none."""
     if ttl is None:
         return None
     if isinstance(ttl, bool) or not isinstance(ttl, int | float):
-        raise TypeError(f"ttl is a number of seconds, not {type(ttl).__name__}")
+        raise TypeError(f"{what} is a number of seconds, not {type(ttl).__name__}")
     try:
         seconds = float(ttl)
     except OverflowError:
         seconds = math.inf
     if not (math.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"ttl must be more than 0 seconds and finite, not {ttl!r:.40}")
+        raise ValueError(f"{what} must be more than 0 seconds and finite, not {ttl!r:.40}")
     if seconds > MAX_TTL:
-        raise ValueError(f"ttl must be at most {MAX_TTL:.0f} seconds, not {ttl!r:.40}")
+        raise ValueError(f"{what} must be at most {MAX_TTL:.0f} seconds, not {ttl!r:.40}")
     return seconds
 
 
@@ -82,6 +82,8 @@ def check_tags(tags: Iterable[str]) -> list[str]:
     """Tags as they are sent; raises TypeError or ValueError for what is none."""
     if isinstance(tags, str | bytes):
         raise TypeError("tags is a list of tags, not one tag")
+    if not isinstance(tags, Iterable):
+        raise TypeError(f"tags is a list of tags, not {type(tags).__name__}")
     found = list(dict.fromkeys(tags))
     if len(found) > MAX_TAGS:
         raise ValueError(f"an entry has at most {MAX_TAGS} tags, not {len(found)}")
@@ -121,7 +123,7 @@ def terms_of(
         terms["meta"] = meta
     if local:
         terms["local"] = True
-    if (seconds := check_ttl(redis_ttl)) is not None:
+    if (seconds := check_ttl(redis_ttl, "redis_ttl")) is not None:
         terms["redis_ttl"] = seconds
     return terms
 

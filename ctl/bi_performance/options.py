@@ -74,7 +74,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_ttl(self.ttl)
-        check_ttl(self.redis_ttl)
+        check_ttl(self.redis_ttl, "redis_ttl")
         check_grace(self.grace)
         object.__setattr__(self, "tags", tuple(check_tags(self.tags)))
         for name in ("soft_timeout", "hard_timeout", "negative_ttl"):

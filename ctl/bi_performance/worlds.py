@@ -61,6 +61,15 @@ class World(Protocol):
         None where it cannot be. Raises RuntimeError when it cannot be started."""
 
 
+def _carried(factory: Callable[[], T]) -> T:
+    """Call a factory in a thread. A StopIteration cannot leave a thread's future: who awaits that
+    would wait for ever."""
+    try:
+        return factory()
+    except StopIteration as error:
+        raise RuntimeError("the factory raised StopIteration") from error
+
+
 class Late(Exception):
     """Something was not done within its time."""
 
@@ -151,7 +160,7 @@ class Asyncio:
         return Asyncio.Signal()
 
     async def call(self, factory: Callable[[], Any], *, is_async: bool) -> Any:
-        found = factory() if is_async else await asyncio.to_thread(factory)
+        found = factory() if is_async else await asyncio.to_thread(_carried, factory)
         return await found if inspect.isawaitable(found) else found
 
     async def within(self, seconds: float, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -226,7 +235,9 @@ class Trio:
         else:
             # As under asyncio: a cancellation does not wait for a thread that cannot be stopped.
             # In a tuple, for trio refuses what looks as if it should have been awaited.
-            (found,) = await trio.to_thread.run_sync(lambda: (factory(),), abandon_on_cancel=True)
+            (found,) = await trio.to_thread.run_sync(
+                lambda: (_carried(factory),), abandon_on_cancel=True
+            )
         return await found if inspect.isawaitable(found) else found
 
     async def within(self, seconds: float, make: Callable[[], Coroutine[Any, Any, T]]) -> T:

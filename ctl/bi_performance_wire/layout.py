@@ -90,6 +90,9 @@ W_SAMPLE: Final = 41
 """The first touch in a tick is also logged where the key's hash and this have no bit in common."""
 W_POLICY: Final = 42
 """The rule by which entries leave, for the next daemon."""
+W_EVIDENCE: Final = 43
+"""And behind it EVIDENCE_WORDS words, doubles as they lie in memory: what speaks for each rule."""
+EVIDENCE_WORDS: Final = 5
 W_ALIVE: Final = 64
 ALIVE_WORDS: Final = 64
 

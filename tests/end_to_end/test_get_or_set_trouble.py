@@ -281,3 +281,25 @@ def test_the_keepers_thread_ends_when_it_has_nothing_to_do(
     for number in range(2):
         assert ask(here, None, lambda number=number: number, f"k{number}") == number
         wait_until(lambda: keepers() <= before, what="the end of the thread")
+
+
+@pytest.mark.parametrize("world", ["threads", "asyncio", "trio"])
+def test_a_factory_that_raises_stop_iteration_keeps_nobody_waiting(
+    here: PerformanceOptimizer, world: str
+) -> None:
+    """A future of a thread cannot carry it."""
+
+    def exhausted() -> object:
+        return next(iter(()))
+
+    def load() -> object:
+        if world == "threads":
+            return here.sync.cache.get_or_set("exhausted", exhausted, 60)
+        if world == "asyncio":
+            return asyncio.run(here.cache.get_or_set("exhausted", exhausted, 60))
+        return trio.run(here.cache.get_or_set, "exhausted", exhausted, 60)
+
+    with pytest.raises((RuntimeError, StopIteration)):
+        load()
+    assert here.sync.cache.get_or_set("exhausted", lambda: 1, 60) == 1
+    here.sync.cache.delete("exhausted")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from bi_performance.optimizer import PerformanceOptimizer
+from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
 from support.hosts import Host, make_hosts
 from support.redis import RedisServer
@@ -239,3 +241,85 @@ def test_a_full_redis_is_read_on_and_told_of_until_it_has_room(
     finally:
         redis.client.config_set("maxmemory", 0)
     one.wait_well()
+
+
+def test_a_renewal_brings_nothing_back_that_another_host_has_deleted_or_changed(
+    hosts: tuple[Host, Host],
+) -> None:
+    """Right behind the change, before this host can have heard of it."""
+    one, other = hosts
+    keys = [f"key-{n}" for n in range(40)]
+    for key in keys:
+        one.cache.set(key, "old", ttl=60)
+        wait_until(lambda: other.cache.get(key) == "old")  # noqa: B023 (done before the next)
+    with RawClient(one.daemon.socket) as client:
+        for n, key in enumerate(keys):
+            if n % 2:
+                other.cache.delete(key)
+            else:
+                other.cache.set(key, "new", ttl=60)
+            client.result("cache.touch", key=key, ttl=600)
+    for n, key in enumerate(keys):
+        wanted = None if n % 2 else "new"
+        wait_until(lambda: everywhere(hosts, key, wanted))  # noqa: B023 (done before the next)
+    wait_until(lambda: one.redis_figures()["queued"] == 0)
+    for n, key in enumerate(keys):
+        assert everywhere(hosts, key, None if n % 2 else "new")
+
+
+def test_a_renewal_is_for_all_hosts(hosts: tuple[Host, Host], redis: RedisServer) -> None:
+    one, other = hosts
+    one.cache.set("key", 1, ttl=30)
+    wait_until(lambda: other.cache.get("key") == 1)
+    with RawClient(one.daemon.socket) as client:
+        assert client.result("cache.touch", key="key", ttl=600) == {"touched": True}
+    wait_until(lambda: redis.client.pttl("bi:perf:key") > 500_000, what="the longer time in Redis")
+
+
+def test_what_is_loaded_lives_shorter_in_redis_where_that_is_said(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, _ = hosts
+    assert one.cache.get_or_set("loaded", lambda: 1, 600, redis_ttl=30) == 1
+    wait_until(lambda: redis.client.exists("bi:perf:loaded"))
+    assert 0 < redis.client.pttl("bi:perf:loaded") <= 30_000
+
+
+def test_what_no_daemon_would_write_into_the_log_ends_no_daemon(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("there", 1)
+    wait_until(lambda: other.cache.get("there") == 1)
+    odd: list[dict[Any, Any]] = [
+        {"k": ""},
+        {"o": "x", "k": ""},
+        {"k": b"k" * 9000},
+        {"p": b"\xc1"},
+        {"": ""},
+    ]
+    for fields in odd:
+        redis.client.xadd("bi:perf!log", fields)
+    one.cache.set("later", 2)
+    wait_until(lambda: other.cache.get("later") == 2)
+    assert one.is_well() and other.is_well()
+
+
+@pytest.mark.parametrize("where", ["here", "on the other host"])
+def test_a_stale_value_is_served_and_loaded_anew(hosts: tuple[Host, Host], where: str) -> None:
+    one, other = hosts
+    one.cache.get_or_set("key", lambda: "old", 0.3, grace=600)
+    reader = one if where == "here" else other
+    wait_until(lambda: reader.cache.get("key") is None, what="a stale value")
+    calls: list[int] = []
+
+    def load() -> str:
+        calls.append(1)
+        return "new"
+
+    wait_until(
+        lambda: reader.cache.get_or_set("key", load, 60, grace=600) == "new",
+        what="what was loaded anew",
+    )
+    assert len(calls) == 1
+    wait_until(lambda: everywhere(hosts, "key", "new"))

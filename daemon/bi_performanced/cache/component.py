@@ -207,11 +207,8 @@ class Cache:
         """Make an entry stale; whether it was fresh. Raises WireError for a key out of bounds."""
         expired = self._local.expire(key)
         if self._second is not None:
-            held = self._local.held(key, stale=True)
-            if held is None:
-                self._second.delete(key)
-            else:
-                self._second.renewed(key, held)
+            # The others have no use for a stale value of this host, and theirs may be newer.
+            self._second.delete(key)
         return expired
 
     def touch(self, key: bytes, ttl: float | None) -> bool:

@@ -65,10 +65,14 @@ class Local:
         extra: bytes,
         flags: int,
     ) -> None:
-        """Store an entry that comes from elsewhere, as old as it is; times as the store's."""
+        """Store an entry that comes from elsewhere, as old as it is; times as the store's.
+
+        A stale one is nothing that anybody waits for: who loads the key goes on.
+        """
         self.check_writable()
         self._store(key, payload, expires=expires, created=created, extra=extra, flags=flags)
-        self._leasing.stored(key, payload)
+        if expires > boot_clock():
+            self._leasing.stored(key, payload)
 
     def put_some(
         self, entries: Sequence[tuple[bytes, bytes]], start: int, terms: Terms, flags: int = 0

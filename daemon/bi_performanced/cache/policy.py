@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import islice
+from math import isfinite
+from struct import Struct
 from typing import Final, NamedTuple
 
 from bi_performance_wire import layout as L
@@ -46,6 +48,8 @@ CREDIT: Final = 2.0
 BLOCKED: Final = 10.0
 """Accesses for which a policy that failed is not followed; twice as many each time it fails."""
 _LARGEST_STEP: Final = 1e12
+_DOUBLE: Final = Struct("<d")
+_BITS: Final = Struct("<Q")
 
 
 class Rule(NamedTuple):
@@ -95,8 +99,11 @@ class Policy:
         """Of entries of the main ring up to this sequence it is not known that they were used."""
         self._failed_spans = [BLOCKED] * len(RULES)
         self._turns = 0
+        told = self._told()
         self._resize(max_entries, max_entries)
         self._go_by(self._at, 0)
+        if told is not None:
+            self._accesses, self._weight, *self._scores = told
 
     # ── what the store asks
 
@@ -150,6 +157,26 @@ class Policy:
         if self._at != other._at:
             self._go_by(other._at, self.direct_until)
 
+    # ── from one daemon to the next
+
+    def _tell(self) -> None:
+        """Leave the evidence to the next daemon: it begins with empty models, not at nothing."""
+        step, at = self._step, L.W_EVIDENCE
+        figures = (self._accesses, self._weight / step, *(score / step for score in self._scores))
+        for figure in figures:
+            self._words[at] = _BITS.unpack(_DOUBLE.pack(figure))[0]
+            at += 1
+
+    def _told(self) -> list[float] | None:
+        """The accesses, their weight and the hits of each rule that a daemon has left, if that can
+        be: the page may be damaged."""
+        words = self._words[L.W_EVIDENCE : L.W_EVIDENCE + L.EVIDENCE_WORDS]
+        told = [_DOUBLE.unpack(_BITS.pack(word))[0] for word in words]
+        accesses, weight, *scores = told
+        if not all(isfinite(each) and each >= 0 for each in told) or not 0 < accesses < 1e15:
+            return None
+        return told if weight > 0 and max(scores) <= weight else None
+
     # ── the models
 
     def _fit(self, entries: int, max_entries: int, max_bytes: int) -> None:
@@ -201,7 +228,7 @@ class Policy:
         # Instead of every score shrinking, what is added to them grows.
         self._step = 1.0
         self._growth = 2 ** (1 / (HALF_LIFE * self._size))
-        self._accesses = 0
+        self._accesses = 0.0
         self._lost = 0.0
         self._blocked_until = [0.0] * len(RULES)
         self._due: dict[int, int] = {}
@@ -222,6 +249,7 @@ class Policy:
             if not digest & mask:
                 self._access(digest, True, sequence)
         self._look_ahead(sequence)
+        self._tell()
         if (step := self._step) > _LARGEST_STEP:
             self._step = 1.0
             self._weight /= step

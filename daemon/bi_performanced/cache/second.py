@@ -20,6 +20,7 @@ import trio
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import WireError
 from bi_performance_wire.extra import unpack_extra
+from bi_performance_wire.types import MAX_KEY_BYTES
 from bi_performanced.cache.clients import boot_clock
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.leasing import Leasing
@@ -36,6 +37,8 @@ from bi_performanced.remote.envelope import Envelope
 from bi_performanced.remote.leases import RemoteLease
 from bi_performanced.remote.predicate import Predicate
 
+MOST_RENEWALS: Final = 10_000
+"""Renewals that wait to be sent; those beyond leave Redis's entry to its time."""
 _MS: Final = 1_000_000
 """Nanoseconds."""
 
@@ -67,6 +70,9 @@ class SecondLevel:
         """Whether Redis cannot keep up: changes wait for it."""
         self.hits = self.misses = 0
         """Of those who asked for a key that was not here."""
+        self._renewals: dict[bytes, int] = {}
+        """Keys that were renewed here, and until when their entries may be served (boot clock)."""
+        self._renew = trio.Event()
         self._sweeps: list[Predicate | int | None] = []
         """Clears whose entries here are still to be found; a number: all shared ones of that shard
         of Redis, None: all shared ones."""
@@ -86,17 +92,30 @@ class SecondLevel:
     def put(self, key: bytes, payload: bytes, terms: Terms, seconds: float) -> None:
         """An entry was stored here."""
         if not terms.local:
-            kept = min(seconds, terms.redis_ttl) if terms.redis_ttl else seconds
-            self._put(key, _envelope(payload, kept, terms.grace, terms.extra(seconds)))
+            self._put(key, _new(payload, terms, seconds))
 
     def renewed(self, key: bytes, held: Held) -> None:
-        """An entry here has another time to live, or none."""
-        if held.flags & L.FLAG_SHARED:
+        """An entry here lives on: whatever Redis has of the key does too.
+
+        Only its time is changed there. The entry itself may be superseded or deleted by now on
+        another host, and must not come back.
+        """
+        if held.flags & L.FLAG_SHARED and len(self._renewals) < MOST_RENEWALS:
+            self._renewals[key] = held.kept_until
+            self._renew.set()
+
+    async def _renew_all(self) -> None:
+        while True:
+            await self._renew.wait()
+            self._renew = trio.Event()
+            renewals, self._renewals = self._renewals, {}
             now = boot_clock()
-            soft = max(0, held.fresh_until - now) / 1e9
-            grace = (held.kept_until - max(now, held.fresh_until)) / 1e9
-            age = max(0, now - held.created * L.CREATED_UNIT_NS) // _MS
-            self._put(key, _envelope(held.payload, soft, grace, held.extra, age))
+            with suppress(RemoteAway):
+                # Behind what was stored here before, which may still be on its way.
+                await self.remote.settled()
+                await self.remote.extend(
+                    {key: (until - now) // _MS for key, until in renewals.items()}
+                )
 
     def _put(self, key: bytes, envelope: Envelope) -> None:
         if not self.remote.put(key, envelope):
@@ -128,8 +147,7 @@ class SecondLevel:
         RemoteAway.
         """
         leases = self.remote.leases(lease.key)
-        envelope = _envelope(payload, seconds, terms.grace, terms.extra(seconds))
-        version = await leases.publish(lease, envelope)
+        version = await leases.publish(lease, _new(payload, terms, seconds))
         if version is None:
             return False
         return leases.superseded(lease.key, version) or None
@@ -139,8 +157,7 @@ class SecondLevel:
         if terms.local:
             return None
         try:
-            envelope = _envelope(payload, seconds, terms.grace, terms.extra(seconds))
-            return await self.remote.add(key, envelope)
+            return await self.remote.add(key, _new(payload, terms, seconds))
         except RemoteAway:
             return None
 
@@ -189,8 +206,10 @@ class SecondLevel:
     # ── what changed there (the remote level calls these, on the loop)
 
     def invalidate(self, key: bytes) -> None:
-        """Another host, or a program, has changed a key."""
-        self._local.delete(key)
+        """Another host, or a program, has changed a key. Raises nothing."""
+        # What stands in Redis's log is from outside: a key that cannot be one is nobody's here.
+        if 0 < len(key) <= MAX_KEY_BYTES:
+            self._local.delete(key)
 
     def apply(self, predicate: Predicate) -> None:
         """Another host has cleared entries. Those here are found in slices; until then this host
@@ -260,6 +279,7 @@ class SecondLevel:
         """Keep in touch with Redis until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep_all)
+            nursery.start_soon(self._renew_all)
             await nursery.start(self.contest.run)
             await nursery.start(self._run_remote)
             task_status.started()
@@ -279,15 +299,16 @@ class SecondLevel:
         return {"hits": self.hits, "misses": self.misses, **self.remote.stats()}
 
 
-def _envelope(payload: bytes, soft: float, grace: float, extra: bytes, age: int = 0) -> Envelope:
-    """`soft` and `grace` in seconds, `age` in milliseconds."""
-    tags = unpack_extra(extra).tags if extra else ()
-    soft_ms = int(soft * 1000)
+def _new(payload: bytes, terms: Terms, seconds: float) -> Envelope:
+    """An entry that is stored now and lives for so many seconds here."""
+    extra = terms.extra(seconds)
+    kept = min(seconds, terms.redis_ttl) if terms.redis_ttl else seconds
+    soft_ms = int(kept * 1000)
     return Envelope(
         payload,
-        int(time.time() * 1000) - age,
+        int(time.time() * 1000),
         soft_ms,
-        soft_ms + int(grace * 1000),
+        soft_ms + int(terms.grace * 1000),
         extra,
-        tags,
+        unpack_extra(extra).tags if extra else (),
     )

@@ -48,7 +48,10 @@ class Contest:
         """
         deadline = trio.current_time() + wait
         while self._leasing.leases.current(token):
-            self._leasing.renew(holder)
+            if len(holder.leases) == 1:
+                # It cannot beat for a lease that it has not been told of. With others it does, and
+                # those must end when it stops.
+                self._leasing.renew(holder)
             try:
                 outcome = await self._try(key, token, refresh=refresh, deadline=deadline)
             except RemoteAway:

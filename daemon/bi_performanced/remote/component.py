@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -203,6 +203,15 @@ class Remote:
     async def add(self, key: bytes, envelope: Envelope) -> bool:
         """Store a value only if no host has one; exact. Raises RemoteAway: not known then."""
         return await self.shards[self.shard_of(key)].add(key, envelope)
+
+    async def extend(self, remaining: Mapping[bytes, int]) -> None:
+        """Have the entries of these keys live at least so many milliseconds from now on, where
+        there are any. Raises RemoteAway."""
+        by_shard: dict[int, list[tuple[bytes, int]]] = {}
+        for key, ms in remaining.items():
+            by_shard.setdefault(self.shard_of(key), []).append((key, ms))
+        for shard, some in by_shard.items():
+            await self.shards[shard].extend(some)
 
     async def settled(self) -> None:
         """Until all that was queued before this call is in Redis, or in the outbox on disk."""

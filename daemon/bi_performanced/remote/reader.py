@@ -191,7 +191,7 @@ class LogReader:
         self._shard.look([info])
         used, most = (int(field(info, name) or 0) for name in ("used_memory", "maxmemory"))
         if not most or used < ROOM_AT * most:
-            self._shard.say_full(None)
+            self._shard.has_room()
 
     async def _take(self, records: Sequence[Record]) -> None:
         """Carry out what records say, in slices."""

@@ -28,6 +28,7 @@ log = structlog.get_logger("performance")
 
 SENT_AT_ONCE: Final = 512
 """Deletions of the outbox in one transaction."""
+EXTENDED_AT_ONCE: Final = 256
 FULL_FOR: Final = 1.0
 """Seconds after a refusal for lack of memory, in which values are not tried."""
 SAVE_AGAIN: Final = 1.0
@@ -219,6 +220,17 @@ class Shard:
             self.queue.clear(predicate)
         self._work.set()
 
+    async def extend(self, keys: Sequence[tuple[bytes, int]]) -> None:
+        """Have what is there of keys live so many milliseconds, if that is longer. An entry tells
+        by what is left of its time how long it is fresh, so nothing else is to be written."""
+        for at in range(0, len(keys), EXTENDED_AT_ONCE):
+            some = keys[at : at + EXTENDED_AT_ONCE]
+            self.look(
+                await self.writes.call(
+                    [("PEXPIRE", self.names.value(key), max(1, ms), "GT") for key, ms in some]
+                )
+            )
+
     async def settled(self) -> None:
         """Until all that was queued before is in Redis, or in the outbox and on disk."""
         target = self.queue.accepted
@@ -337,6 +349,11 @@ class Shard:
         if errors:
             return errors
         return replies[-1] if isinstance(replies[-1], list) else [replies[-1]]
+
+    def has_room(self) -> None:
+        """Values can be stored again."""
+        self._full_until = 0.0
+        self.say_full(None)
 
     def say_full(self, reason: str | None) -> None:
         """Why values are not stored; None when they can be."""
