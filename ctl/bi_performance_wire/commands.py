@@ -237,7 +237,7 @@ COMMANDS: Final[tuple[Command, ...]] = (
     ),
     Command(
         "cache.clear",
-        "Remove every entry, or those that a pattern matches.",
+        "Remove every entry, or those that a pattern matches or that have a tag.",
         args="CacheClear",
         result="Cleared",
         http=("POST", "/performance/cache/clear"),

@@ -230,11 +230,20 @@ class CacheTouch(Args, frozen=True, kw_only=True):
 
 class CacheClear(Args, frozen=True, kw_only=True):
     pattern: Pattern | None = None
-    tags: Tags = []
-    """Only entries that have one of these."""
-    stale: bool = False
-    """True: make them stale instead; they are served in their grace when there is nothing else."""
-    dry_run: bool = False
+    tags: Annotated[
+        list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TAG_BYTES)]],
+        msgspec.Meta(max_length=MAX_TAGS, description="only entries that have one of these"),
+    ] = []
+    stale: Annotated[
+        bool,
+        msgspec.Meta(
+            description="make them stale instead: they are served in their grace, when there is"
+            " nothing better"
+        ),
+    ] = False
+    dry_run: Annotated[
+        bool, msgspec.Meta(description="change nothing, and say how many it would be")
+    ] = False
 
 
 class Stored(Result, frozen=True, kw_only=True, omit_defaults=True):
