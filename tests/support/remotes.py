@@ -153,7 +153,7 @@ def play(
                 await nursery.start(host.remote.run)
             for host in made:
                 await host.in_sync()
-            with trio.fail_after(60):
+            with trio.fail_after(180):
                 await story(*made)
             nursery.cancel_scope.cancel()
 
