@@ -1,0 +1,243 @@
+"""Which entries of the shared store leave, and how its rings' tails move.
+
+By S3-FIFO new keys enter the small ring; at its tail those used at least twice move to the main
+ring and the others leave, remembered by the ghost; a key that the ghost remembers enters the main
+ring, whose tail gives used entries another round. By LRU all enter the main ring, and what was used
+longest ago leaves from wherever it lies. `policy.py` says which of the two it is.
+
+Two things here are not in the paper on S3-FIFO, because the queues are logs: an entry that is
+overwritten is appended anew to its own ring, and where a ring's bytes run out before a limit is
+reached, a live entry at the tail is moved to the main ring's head instead of being evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from bi_performance_wire import layout as L
+from bi_performanced.cache.entries import Entries
+from bi_performanced.cache.index import NONE
+from bi_performanced.cache.ring import Damaged, Ring
+from bi_performanced.cache.shadows import FIRST_SHARE
+
+_EVICTED_AT_ONCE: Final = 64
+
+
+class Evicting(Entries):
+    """Entries that are kept within the limits by letting some of them leave."""
+
+    def _over(self, size: int, slot: int) -> bool:
+        """Whether the limits leave no room for a record, one at `slot` being superseded."""
+        live = self.small_bytes + self.main_bytes + size
+        if slot != NONE:
+            # One that is superseded by one of its size changes nothing; most are.
+            return (
+                live > self.max_bytes and live - self._size(self.index.cells[slot]) > self.max_bytes
+            )
+        return live > self.max_bytes or self.small_entries + self.main_entries >= self.max_entries
+
+    def shrink(self, max_entries: int, max_bytes: int, now: int) -> Iterator[None]:
+        """Let the least useful entries leave until these limits hold, yielding now and then.
+
+        The store goes by them from now on.
+        """
+        self.max_entries = min(self.max_entries, max_entries)
+        self.max_bytes = min(self.max_bytes, max_bytes)
+        while self.live_bytes > self.max_bytes or self.entries > self.max_entries:
+            self._fill_up()
+            for _ in range(_EVICTED_AT_ONCE):
+                if self.live_bytes > self.max_bytes or self.entries > self.max_entries:
+                    self._evict(now)
+            yield
+
+    def punch(self) -> None:
+        """Give the memory of what is not in use back; nothing may be put until it is refilled."""
+        for ring in (self.small, self.main):
+            for start, end in ring.free():
+                self.memory.punch(start, end)
+
+    # ── what leaves
+
+    def _ring_for_new(self, digest: int) -> Ring:
+        if self.ghost.take(digest) or self.policy.share is None:
+            return self.main
+        if not self._full_once and self._small_is_over(FIRST_SHARE):
+            # Nothing has been evicted yet, so nothing is known of what is worth keeping.
+            return self.main
+        return self.small
+
+    def _small_is_over(self, share: float) -> bool:
+        return (
+            self.small_entries > self.max_entries * share
+            or self.small_bytes > self.max_bytes * share
+        )
+
+    def _fill_up(self) -> None:
+        """From now on entries have to leave for others."""
+        if not self._full_once:
+            self._full_once, self._full_from = True, self._sequence
+            self.policy.filled(self.entries, self.max_entries, self.max_bytes)
+
+    def _evict(self, now: int) -> None:
+        """Make one entry leave."""
+        share = self.policy.share
+        if share is None:
+            if not self._by_age:
+                self._by_age = True
+                self.index.begin_search()
+            slot = self.index.oldest()
+            if slot != NONE:
+                self._evict_slot(slot, now)
+                return
+            share = 0.0
+        else:
+            self._by_age = False
+        from_small = self.small_entries and (not self.main_entries or self._small_is_over(share))
+        if from_small and self._evict_from(self.small, self.policy.promote_at, now):
+            return
+        if not self._evict_from(self.main, 1, now):
+            raise Damaged("the rings hold fewer entries than were counted")
+
+    def _evict_slot(self, slot: int, now: int) -> None:
+        """Make the entry of a slot leave; its record is passed later, by its ring's tail."""
+        place = self.index.cells[slot] & L.PLACE
+        word, _, kept_until, created, key = self._body(place)
+        size = self._size(place)
+        count = self.index.frequency(slot)
+        self.remove(slot)
+        self._leave(place, word, kept_until, created, key, size, count, now)
+
+    def _evict_from(self, ring: Ring, keep_at: int, now: int) -> bool:
+        """Pass the ring's tail until an entry left; False when the ring ran empty.
+
+        Ends: a used entry comes round with a lower count, or leaves for the main ring.
+        """
+        index = self.index
+        while ring.tail < ring.head:
+            position = ring.tail
+            size, state = ring.peek(position)
+            if state != L.LIVE:
+                ring.advance(position + size)
+                continue
+            place = ring.bit | position
+            word, _, kept_until, created, key = self._body(place)
+            digest = self.digest(key)
+            slot = index.find_place(digest, place)
+            if slot == NONE:
+                ring.advance(position + size)
+                continue
+            count = index.frequency(slot)
+            if kept_until > now and count >= keep_at:
+                slot = self._carry(ring, position, size, slot, digest, key, now)
+                if ring is self.small:
+                    self.counters.promotions += 1
+                    index.set_frequency(slot, 0)
+                else:
+                    index.set_frequency(slot, count - 1)
+                continue
+            self._account(place, size, -1)
+            index.remove(slot)
+            ring.advance(position + size)
+            self._leave(place, word, kept_until, created, key, size, count, now)
+            return True
+        return False
+
+    def _leave(
+        self,
+        place: int,
+        word: int,
+        kept_until: int,
+        created: int,
+        key: bytes,
+        size: int,
+        count: int,
+        now: int,
+    ) -> None:
+        """Note down that an entry left, or that its time was over."""
+        digest = self.digest(key)
+        if kept_until <= now:
+            self.counters.expirations += 1
+            self.departures.expire(digest, created)
+        else:
+            self.counters.evictions += 1
+            self._returns.evicted(digest)
+            if not place & L.MAIN_BIT:
+                self.ghost.add(digest)
+        self._part(place, word, key, size, count)
+
+    def _part(self, place: int, word: int, key: bytes, size: int, count: int) -> None:
+        """Tell of an entry that leaves by eviction or expiry, where it is known if it was read."""
+        # In the main ring of S3-FIFO a count of 0 may be what is left of many uses, and of entries
+        # that an earlier daemon stored the uses are not known.
+        sequence = word >> 16
+        policy = self.policy
+        if sequence > self.uses_known_from and (
+            not place & L.MAIN_BIT
+            or not self._full_once
+            or (policy.share is None and sequence > policy.direct_until)
+        ):
+            self.departures.leave(key, size, count == 0)
+
+    # ── how tails move
+
+    def _reclaim(self, ring: Ring, size: int, now: int) -> None:
+        """Advance a ring's tail until a record fits, with some room for the next ones.
+
+        What is asked for is more than the record: with the ring's reserve a live entry at the
+        tail is copied to the head before the tail passes it, so that readers find it all the time.
+        """
+        wanted = size + ring.reserve + ring.ahead
+        while not ring.fits(wanted) and ring.tail < ring.head:
+            if not ring.pass_dead(wanted):
+                self._pass_tail(ring, now)
+
+    def _pass_tail(self, ring: Ring, now: int) -> None:
+        position = ring.tail
+        size, state = ring.peek(position)
+        if state == L.LIVE:
+            place = ring.bit | position
+            word, _, kept_until, created, key = self._body(place)
+            digest = self.digest(key)
+            slot = self.index.find_place(digest, place)
+            if slot != NONE:
+                if kept_until > now:
+                    self.counters.moves += 1
+                    self._carry(ring, position, size, slot, digest, key, now)
+                    return
+                self.counters.expirations += 1
+                self.departures.expire(digest, created)
+                self._part(place, word, key, size, self.index.frequency(slot))
+                self._account(place, size, -1)
+                self.index.remove(slot)
+        ring.advance(position + size)
+
+    def _carry(
+        self, ring: Ring, position: int, size: int, slot: int, digest: int, key: bytes, now: int
+    ) -> int:
+        """Move the live entry at a ring's tail to the main ring's head, keeping its sequence.
+
+        Returns the entry's slot.
+        """
+        main = self.main
+        at = ring.address(position)
+        body = self._data[at + L.HEADER_BYTES : at + size]
+        old = ring.bit | position
+        if not main.fits(size):
+            if ring is main:
+                # Its own bytes are what is missing: for this moment it is a miss.
+                main.advance(position + size)
+            while not main.fits(size):
+                self._pass_tail(main, now)
+            slot = self.index.find_place(digest, old)
+        place = main.append(body, size)
+        cells = self.index.cells
+        cells[slot] = cells[slot] & ~L.PLACE | place
+        if ring.tail == position:
+            ring.advance(position + size)
+        self._account(old, size, -1)
+        self._account(place, size, 1)
+        self.counters.bytes_appended += size
+        if self.journal is not None:
+            self.journal.add(key)
+        return slot
