@@ -129,11 +129,16 @@ def terms_of(
 
 
 def clear_args(
-    pattern: str | None, tags: Iterable[str], stale: bool, dry_run: bool
+    pattern: str | None, tags: Iterable[str] | None, stale: bool, dry_run: bool
 ) -> dict[str, Any]:
+    """The arguments of a clear; raises TypeError or ValueError for what is none."""
     args = pattern_args(pattern)
-    if found := check_tags(tags):
-        args["tags"] = found
+    if tags is not None:
+        args["tags"] = check_tags(tags)
+        if not args["tags"]:
+            raise ValueError(
+                "tags is empty: no entry has one of no tags; leave it out to clear every entry"
+            )
     if stale:
         args["stale"] = True
     if dry_run:

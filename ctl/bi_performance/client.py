@@ -307,14 +307,14 @@ class PerformanceCache(_Common, AsyncLoads):
         self,
         pattern: str | None = None,
         *,
-        tags: Iterable[str] = (),
+        tags: Iterable[str] | None = None,
         stale: bool = False,
         dry_run: bool = False,
     ) -> int | None:
         """Remove every entry, or those that a pattern matches or that have one of the tags.
 
         With `stale` they are not removed but made stale, with `dry_run` only counted. Returns how
-        many, or None when the daemon is away.
+        many, or None when the daemon is away. An empty list of tags is a ValueError.
         """
         args = clear_args(pattern, tags, stale, dry_run)
         answer = await self._ask("cache.clear", args, seconds=SWEEP_TIMEOUT)
@@ -455,7 +455,7 @@ class SyncCache(_Common, SyncLoads):
         self,
         pattern: str | None = None,
         *,
-        tags: Iterable[str] = (),
+        tags: Iterable[str] | None = None,
         stale: bool = False,
         dry_run: bool = False,
     ) -> int | None:

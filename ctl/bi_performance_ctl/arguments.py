@@ -77,7 +77,10 @@ def collect(row: Command, parsed: argparse.Namespace) -> dict[str, Any]:
         if (value := getattr(parsed, name, None)) not in (None, False)
     }
     for name in given.keys() & listed(kind):
-        given[name] = split_list(given[name])
+        given[name] = split_list(text := given[name])
+        if not given[name]:
+            # As an unset variable of a script's makes it: not the same as leaving it out.
+            raise Exit(USAGE, f"{_option(row, name)} must name at least one, not {text!r}")
     for name, value in given.items():
         # What the shell gave that is no UTF-8 has come as text with lone surrogates.
         if isinstance(value, str) and not value.isascii() and value != _clean(value):

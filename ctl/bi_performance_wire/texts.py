@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -15,6 +16,8 @@ def listed(kind: type[msgspec.Struct]) -> frozenset[str]:
 
 
 def _is_list(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_list(part) for part in get_args(hint))
     return get_origin(hint) is list and get_args(hint)[0] is str
 
 

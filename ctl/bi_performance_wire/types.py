@@ -230,10 +230,16 @@ class CacheTouch(Args, frozen=True, kw_only=True):
 
 class CacheClear(Args, frozen=True, kw_only=True):
     pattern: Pattern | None = None
-    tags: Annotated[
-        list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TAG_BYTES)]],
-        msgspec.Meta(max_length=MAX_TAGS, description="only entries that have one of these"),
-    ] = []
+    tags: (
+        Annotated[
+            list[Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TAG_BYTES)]],
+            msgspec.Meta(
+                max_length=MAX_TAGS, description="only entries that have one of these; not empty"
+            ),
+        ]
+        | None
+    ) = None
+    """None: whatever tags they have. An empty list is an error: it must not clear everything."""
     stale: Annotated[
         bool,
         msgspec.Meta(

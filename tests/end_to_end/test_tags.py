@@ -10,6 +10,7 @@ import pytest
 
 from bi_performance.client import SyncCache
 from bi_performance.optimizer import PerformanceOptimizer
+from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
 
 READER = """
@@ -159,3 +160,30 @@ def test_tags_are_for_http_and_the_control_program_too(
         check=True,
     )
     assert cache.clear(tags=["b"]) == 1
+
+
+def test_an_empty_list_of_tags_does_not_clear_everything(
+    daemon: DaemonProcess, cache: SyncCache
+) -> None:
+    import httpx
+
+    cache.set("one", 1, tags=["shop"])
+    cache.set("two", 2)
+    with pytest.raises(ValueError, match="tags is empty"):
+        cache.clear(tags=[])
+    with pytest.raises(ValueError, match="tags is empty"):
+        cache.clear("on", tags=iter(()))
+    with RawClient(daemon.socket) as raw:
+        error = raw.error("cache.clear", {"tags": []})
+        assert error["code"] == "invalid_argument" and error["field"] == "tags"
+        assert raw.result("cache.clear", {"tags": None, "dry_run": True})["cleared"] == 2
+    url = f"{daemon.http_url}/performance/cache/clear"
+    for text in ("", ",", " , "):
+        answer = httpx.post(url, params={"tags": text}, trust_env=False)
+        assert answer.status_code == 400 and answer.json()["field"] == "tags"
+    command = [sys.executable, "-m", "bi_performance_ctl.main", "--socket", str(daemon.socket)]
+    for words in (["clear-cache"], ["cache", "set", "k", "v"]):
+        told = subprocess.run([*command, *words, "--tags", ""], capture_output=True, text=True)
+        assert told.returncode == 2 and "--tags must name at least one" in told.stderr
+    assert cache.get("one") == 1 and cache.get("two") == 2
+    assert cache.clear(tags=None) == 2

@@ -439,8 +439,16 @@ def _shown(key: bytes) -> str | bytes:
 
 
 async def clear(cache: Cache, args: types.CacheClear) -> types.Cleared:
+    if args.tags is not None and not args.tags:
+        # Whoever lists the tags of a page that has none must not lose all there is.
+        raise WireError(
+            INVALID_ARGUMENT,
+            "tags is empty: no entry has one of no tags",
+            field="tags",
+            hint="leave tags out to clear every entry, or those that the pattern matches",
+        )
     count = await cache.clear(
-        args.pattern, tags=tag_bytes(args.tags), stale=args.stale, dry_run=args.dry_run
+        args.pattern, tags=tag_bytes(args.tags or []), stale=args.stale, dry_run=args.dry_run
     )
     if cache.waits:
         await cache.settled()
