@@ -20,6 +20,7 @@ from bi_performance.limited import Limited
 from bi_performance.loading import Loader, NotLoaded, Work
 from bi_performance.options import Options, is_early
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
+from bi_performance.workers import WORKERS
 from bi_performance.worlds import THREADS, World
 
 log = logging.getLogger("performance")
@@ -72,7 +73,8 @@ class Server:
     def figures(self) -> dict[str, int]:
         """Of this process: factory calls without a lease, values too large to be stored, stale
         values served, loads that failed while there was one, loads in the background now, and
-        those that were not begun because there were too many."""
+        those that were not begun because there were too many; factories that waited for a thread,
+        and those that run in one now though nobody waits for them any more."""
         return {
             "unshared": self.loader.unshared,
             "too_large": self.loader.too_large.count,
@@ -80,6 +82,8 @@ class Server:
             "failed": self._failed.count,
             "in_background": self.background.count,
             "skipped": self.background.skipped,
+            "queued": WORKERS.queued.count,
+            "given_up": WORKERS.given_up,
         }
 
     def find(self, key: bytes, *, count: bool = True) -> Entry | Outcome:

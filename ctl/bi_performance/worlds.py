@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 from bi_performance.asking import TIMEOUT, Answer, ask, ask_now
 from bi_performance.drivers import in_trio, loop_runs
 from bi_performance.link import Link
+from bi_performance.workers import WORKERS
 
 T = TypeVar("T")
 Make = Callable[[], Coroutine[Any, Any, None]]
@@ -46,7 +47,8 @@ class World(Protocol):
     def signal(self) -> Signal: ...
 
     async def call(self, factory: Callable[[], Any], *, is_async: bool) -> Any:
-        """What a factory returns. One that is not async is run in a thread under a loop."""
+        """What a factory returns. One that is not async is run in a thread under a loop, see
+        workers.py."""
 
     async def within(self, seconds: float, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What `make()` returns, if it does so in time. Raises Late.
@@ -61,13 +63,23 @@ class World(Protocol):
         None where it cannot be. Raises RuntimeError when it cannot be started."""
 
 
-def _carried(factory: Callable[[], T]) -> T:
-    """Call a factory in a thread. A StopIteration cannot leave a thread's future: who awaits that
-    would wait for ever."""
-    try:
-        return factory()
-    except StopIteration as error:
-        raise RuntimeError("the factory raised StopIteration") from error
+async def _call(world: World, factory: Callable[[], Any], *, is_async: bool) -> Any:
+    """What a factory returns, under a loop.
+
+    A cancellation does not wait for a thread, which cannot be stopped.
+    """
+    if is_async:
+        found = factory()
+    else:
+        signal = world.signal()
+        job = WORKERS.submit(factory, signal.set)
+        try:
+            await signal.wait(None)
+        except BaseException:
+            WORKERS.give_up(job)
+            raise
+        found = job.result()
+    return await found if inspect.isawaitable(found) else found
 
 
 class Late(Exception):
@@ -160,8 +172,7 @@ class Asyncio:
         return Asyncio.Signal()
 
     async def call(self, factory: Callable[[], Any], *, is_async: bool) -> Any:
-        found = factory() if is_async else await asyncio.to_thread(_carried, factory)
-        return await found if inspect.isawaitable(found) else found
+        return await _call(self, factory, is_async=is_async)
 
     async def within(self, seconds: float, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         # Made before the timeout begins: a coroutine that is never awaited is warned of.
@@ -228,17 +239,7 @@ class Trio:
         return Trio.Signal()
 
     async def call(self, factory: Callable[[], Any], *, is_async: bool) -> Any:
-        import trio
-
-        if is_async:
-            found = factory()
-        else:
-            # As under asyncio: a cancellation does not wait for a thread that cannot be stopped.
-            # In a tuple, for trio refuses what looks as if it should have been awaited.
-            (found,) = await trio.to_thread.run_sync(
-                lambda: (_carried(factory),), abandon_on_cancel=True
-            )
-        return await found if inspect.isawaitable(found) else found
+        return await _call(self, factory, is_async=is_async)
 
     async def within(self, seconds: float, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         import trio
