@@ -24,6 +24,7 @@ from bi_performance.checks import (
 )
 from bi_performance.drivers import TURN_NS, let_others_run
 from bi_performance.entries import CacheEntry
+from bi_performance.insight import AsyncInsight, SyncInsight
 from bi_performance.link import Link
 from bi_performance.loading import Loader
 from bi_performance.loads import AsyncLoads, SyncLoads
@@ -183,7 +184,7 @@ class _Common:
         return self._link.unavailable
 
 
-class PerformanceCache(_Common, AsyncLoads):
+class PerformanceCache(_Common, AsyncLoads, AsyncInsight):
     """The shared cache, under asyncio or trio.
 
     No method raises because of the daemon: while it is away a read is a miss and a write returns
@@ -330,11 +331,6 @@ class PerformanceCache(_Common, AsyncLoads):
         answer = await self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return self._listed(answer, limit)
 
-    async def stats(self) -> dict[str, Any] | None:
-        """The cache's figures for the whole host, or None when the daemon is away."""
-        answer: dict[str, Any] | None = await self._ask("cache.stats", None)
-        return answer
-
     async def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         """Whether any process of the host called this with the fingerprint within `ttl` seconds.
 
@@ -363,7 +359,7 @@ class PerformanceCache(_Common, AsyncLoads):
         return answer.result
 
 
-class SyncCache(_Common, SyncLoads):
+class SyncCache(_Common, SyncLoads, SyncInsight):
     """The same cache without await, for any number of threads. See PerformanceCache."""
 
     def get(self, key: Key, default: Any = None) -> Any:
@@ -469,11 +465,6 @@ class SyncCache(_Common, SyncLoads):
         args = {"limit": check_limit(limit)} | pattern_args(pattern)
         answer = self._ask("cache.keys", args, seconds=SWEEP_TIMEOUT)
         return self._listed(answer, limit)
-
-    def stats(self) -> dict[str, Any] | None:
-        """The cache's figures for the whole host, or None when the daemon is away."""
-        answer: dict[str, Any] | None = self._ask("cache.stats", None)
-        return answer
 
     def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         """Whether any process of the host called this with the fingerprint within `ttl` seconds."""

@@ -48,9 +48,9 @@ class Command(NamedTuple):
 def _struct(name: str | None) -> type[msgspec.Struct] | None:
     if name is None:
         return None
-    from bi_performance_wire import types
+    from bi_performance_wire import insight, types
 
-    found: type[msgspec.Struct] = getattr(types, name)
+    found: type[msgspec.Struct] | None = getattr(types, name, None) or getattr(insight, name)
     return found
 
 
@@ -234,6 +234,15 @@ COMMANDS: Final[tuple[Command, ...]] = (
         cli="cache keys",
         example="bi-performance cache keys --pattern 'https://*' --limit 20",
         large=True,
+    ),
+    Command(
+        "cache.explain",
+        "Why one key is a hit or a miss, on every level, or when and why it went.",
+        args="CacheExplain",
+        result="Explained",
+        cli="cache explain",
+        positional=("key",),
+        example="bi-performance cache explain https://example.com/",
     ),
     Command(
         "cache.clear",

@@ -35,6 +35,7 @@ from bi_performanced.events import Broker
 from bi_performanced.fronts.http import HttpFront
 from bi_performanced.fronts.socket import SocketFront
 from bi_performanced.handlers import cache as cache_handlers
+from bi_performanced.handlers import insight as insight_handlers
 from bi_performanced.handlers import leases as lease_handlers
 from bi_performanced.handlers import monitor as monitor_handlers
 from bi_performanced.handlers import optimizer as optimizer_handlers
@@ -238,6 +239,7 @@ class App:
             {
                 **cache_handlers.handlers(self._cache),
                 **lease_handlers.handlers(self._cache),
+                **insight_handlers.handlers(self._cache),
                 **monitor_handlers.handlers(self._monitor, self._cache, self._facts),
                 **optimizer_handlers.handlers(tuner, self._advisor, self._monitor),
                 **server_handlers.handlers(self._facts, self._broker),

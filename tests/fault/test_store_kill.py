@@ -131,7 +131,7 @@ def apply(target: Store, state: State, rng: random.Random, serial: int) -> tuple
     def sweep() -> None:
         for entry in target.sweep(0, 1 << 30)[0]:
             if entry.key.endswith(b"1"):
-                target.drop_found(entry)
+                target.drop_found(entry, NOW)
 
     return sweep, after
 

@@ -322,3 +322,12 @@ class _DictS3Fifo:
                 return
             self._uses[key] -= 1
             self._main.append(key)
+
+
+def test_what_is_stored_over_an_expired_entry_is_as_old_as_itself() -> None:
+    store = new_store()
+    put(store, b"key", expires=NOW + 1)
+    store.put(b"key", b"new", expires=LATER, now=NOW + 60 * 10**9)
+    held = store.get(b"key", NOW + 60 * 10**9)
+    assert held is not None
+    assert held.created == (NOW + 60 * 10**9) // L.CREATED_UNIT_NS

@@ -25,6 +25,11 @@ def show(name: str, result: Any, console: Console) -> None:
         }
         console.say(how[name](result, console))
         return
+    if name == "cache.explain":
+        from bi_performance_ctl.render import insight
+
+        console.say(insight.explained(result, console))
+        return
     from bi_performance_ctl.render import tables
 
     tables.show(name, result, console)

@@ -16,10 +16,12 @@ from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, Cach
 from bi_performanced.cache.clients import Attachment, Figures, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
+from bi_performanced.cache.insight.explaining import Explainer
 from bi_performanced.cache.leases import LEADER, Holder, Outcome, Refused
 from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
 from bi_performanced.cache.opening import Opened, open_store
+from bi_performanced.cache.past import Why
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.second import SecondLevel
 from bi_performanced.cache.store import Held
@@ -57,6 +59,7 @@ class Cache:
             # A store that is taken up may be of a daemon that had one.
             self._home.set_word(L.W_REMOTE, 0)
         self._mode = mode if settings.enabled else "off"
+        self.explainer = Explainer(self._home, self.leasing, self._second, self._mode)
         self._hits = self._misses = 0
         self.compression = Compression()
         self.on_clear: Callable[[], None] = lambda: None
@@ -148,6 +151,10 @@ class Cache:
             self.leasing.stored(key, payload)
         else:
             self._local.put(key, payload, terms, second.flags(terms))
+
+    def note_refused(self, key: bytes, size: int) -> None:
+        """Remember that a value of so many bytes was Refused."""
+        self._home.note_refused(key, Why.REFUSED, size)
 
     async def lead(
         self, key: bytes, token: bytes, holder: Holder, *, refresh: bool, wait: float

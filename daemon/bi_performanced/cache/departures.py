@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from bi_performanced.cache.past import Past
+
 MOST_EXPIRED: Final = 4096
 """Keys that are remembered after they expired, the latest."""
 KEPT: Final = 512
@@ -57,6 +59,8 @@ class Departures:
     """Tallies of the span of time that goes on and of the one before it."""
 
     def __init__(self) -> None:
+        self.past = Past()
+        """What is remembered of each key, for who asks about one."""
         self.expired: dict[int, int] = {}
         """Digest of a key that expired, to its creation in tenths of a second."""
         self.refilled = 0

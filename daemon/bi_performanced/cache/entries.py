@@ -17,6 +17,7 @@ from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.ghost import Ghost, Returns
 from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.past import Why
 from bi_performanced.cache.policy import Policy
 from bi_performanced.cache.ring import Record, Ring
 from bi_performanced.cache.tags import TagTable
@@ -93,6 +94,7 @@ class Entries:
         self._data = memory.bytes
         self._view = memoryview(memory.bytes)
         self._seed = words[L.W_SEED]
+        self.departures.past.store(self._seed)
         self.max_record = words[L.W_MAX_RECORD]
         self.index = Index(
             self._view, words[L.W_SLOTS], words[L.W_INDEX_AT], words[L.W_FREQUENCY_AT]
@@ -206,6 +208,16 @@ class Entries:
             expires, kept = self._times(word, expires, created, extra)
         return word, expires, kept, created, data[at:end]
 
+    def times_at(self, slot: int, now: int) -> tuple[int, int, bool]:
+        """Until when the entry of a slot is fresh, and until when it may be served at all; and
+        whether what is known of the other hosts lets it be served."""
+        word, fresh_until, kept_until, _, _ = self._body(self.index.cells[slot] & L.PLACE)
+        return (
+            fresh_until,
+            kept_until,
+            not word & L.FLAG_SHARED or self._known(word >> 16, now),
+        )
+
     def sequence_at(self, slot: int) -> int:
         place = self.index.cells[slot]
         word, _, _ = L.BODY.unpack_from(self._data, self.address(place) + L.HEADER_BYTES)
@@ -251,6 +263,9 @@ class Entries:
     def _insert(self, digest: int, place: int, touched: int) -> None:
         lost = self.index.insert(digest, place, touched)
         if lost is not None:
+            _, _, _, created, key = self._body(lost)
+            # When that was is not known here.
+            self.departures.past.note(self.digest(key), Why.CROWDED, 0, created, self._size(lost))
             self._forget(lost)
             self.counters.conflicts += 1
             self.counters.evictions += 1

@@ -18,6 +18,7 @@ from typing import Final
 from bi_performance_wire import layout as L
 from bi_performanced.cache.entries import Entries
 from bi_performanced.cache.index import NONE
+from bi_performanced.cache.past import Use, Why
 from bi_performanced.cache.ring import Damaged, Ring
 from bi_performanced.cache.shadows import FIRST_SHARE
 
@@ -159,14 +160,17 @@ class Evicting(Entries):
         if kept_until <= now:
             self.counters.expirations += 1
             self.departures.expire(digest, created)
+            why = Why.EXPIRED if kept_until else Why.TAG
         else:
             self.counters.evictions += 1
             self._returns.evicted(digest)
             if not place & L.MAIN_BIT:
                 self.ghost.add(digest)
-        self._part(place, word, key, size, count)
+            why = Why.EVICTED
+        use = self._part(place, word, key, size, count)
+        self.departures.past.note(digest, why, now // L.CREATED_UNIT_NS, created, size, use)
 
-    def _part(self, place: int, word: int, key: bytes, size: int, count: int) -> None:
+    def _part(self, place: int, word: int, key: bytes, size: int, count: int) -> Use:
         """Tell of an entry that leaves by eviction or expiry, where it is known if it was read."""
         # In the main ring of S3-FIFO a count of 0 may be what is left of many uses, and of entries
         # that an earlier daemon stored the uses are not known.
@@ -178,6 +182,8 @@ class Evicting(Entries):
             or (policy.share is None and sequence > policy.direct_until)
         ):
             self.departures.leave(key, size, count == 0)
+            return Use.READ if count else Use.UNREAD
+        return Use.UNKNOWN
 
     # ── how tails move
 
@@ -207,7 +213,9 @@ class Evicting(Entries):
                     return
                 self.counters.expirations += 1
                 self.departures.expire(digest, created)
-                self._part(place, word, key, size, self.index.frequency(slot))
+                use = self._part(place, word, key, size, self.index.frequency(slot))
+                why = Why.EXPIRED if kept_until else Why.TAG
+                self.departures.past.note(digest, why, now // L.CREATED_UNIT_NS, created, size, use)
                 self._account(place, size, -1)
                 self.index.remove(slot)
         ring.advance(position + size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -22,6 +22,7 @@ from bi_performance_wire.errors import BUSY, TOO_LARGE, WireError
 from bi_performanced.cache.clients import Clients, boot_clock
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import ALIVE_NS, Opened
+from bi_performanced.cache.past import Why
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.cache.sweeping import SLICE, SWEEP_SLOTS
@@ -145,6 +146,26 @@ class Home:
         self._cleared_while_copying = self.copying
         return self.store.clear()
 
+    def note_clear(
+        self,
+        pattern: str | None,
+        tags: Sequence[bytes],
+        *,
+        stale: bool = False,
+        elsewhere: bool = False,
+        what: str | None = None,
+    ) -> int:
+        """Remember a clear of what is stored up to now; its number. See Past.cleared."""
+        return self.store.departures.past.cleared(
+            boot_clock() // L.CREATED_UNIT_NS,
+            self.store.sequence,
+            pattern=pattern,
+            tags=tags,
+            stale=stale,
+            elsewhere=elsewhere,
+            what=what,
+        )
+
     async def wait_grown(self) -> None:
         """Wait, after Growing, for the growth that was asked for; a second try tells how it went.
 
@@ -182,12 +203,19 @@ class Home:
                 hint="try again in a second",
             ) from error
         limit = self.largest_record() - beside
+        self.note_refused(key, Why.TOO_LARGE, len(payload))
         raise WireError(
             TOO_LARGE,
             f"the entry has {len(payload)} bytes encoded; the limit is {limit}",
             field="value",
             hint="raise cache.max_bytes: an entry may take a sixteenth of the main ring",
         ) from error
+
+    def note_refused(self, key: bytes, why: Why, size: int) -> None:
+        """Remember that an entry was not let in."""
+        store = self.store
+        tenths = boot_clock() // L.CREATED_UNIT_NS
+        store.departures.past.note(store.digest(key), why, tenths, 0, min(size, L.CHECKSUM))
 
     def largest_record(self) -> int:
         """Bytes of the largest record that the store holds once it has its full size."""
@@ -196,6 +224,7 @@ class Home:
     def rebuild(self, error: Damaged) -> None:
         """Begin anew with an empty store after a fault in the one that is there."""
         log.error("cache.damaged", reason=str(error), entries_lost=self.store.entries)
+        self.note_clear(None, (), what="the store was damaged and has been emptied")
         self.store.clear()
 
     # ── life
@@ -231,7 +260,7 @@ class Home:
         entries, self._sweep_at = store.sweep(self._sweep_at, SWEEP_SLOTS)
         for entry in entries:
             if entry.kept_until <= now:
-                store.drop_expired(entry)
+                store.drop_expired(entry, now)
 
     async def _release_left(self, now: float) -> None:
         """Free the stores that were left and whose time is over."""

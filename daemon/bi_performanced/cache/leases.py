@@ -51,6 +51,8 @@ class Holder:
     """A connection with what it holds and waits for."""
 
     uid: int
+    pid: int = 0
+    """Of the process, as the kernel says; 0 where that is not to be seen."""
     deadline: float = 0.0
     """When its leases end unless it is heard of."""
     leases: set[Lease] = field(default_factory=set)
@@ -70,6 +72,8 @@ class Lease:
     ticket: int | None
     tags_at: int
     """How many tag clears there had been when it was given."""
+    granted: float
+    """When it was given."""
     void: bool = False
     """The key was deleted or cleared since."""
 
@@ -146,7 +150,7 @@ class Leases:
         if ticket is not None and ticket in holder.tickets:
             raise self._full("ticket", 1, "requests of this ticket are unanswered or hold a lease")
         if key not in self._current:
-            return self._grant(key, holder, ticket)
+            return self._grant(key, holder, ticket, now)
         waiter = Waiter(key, holder, ticket)
         self._queues.setdefault(key, OrderedDict())[waiter] = None
         holder.waiters.add(waiter)
@@ -198,10 +202,10 @@ class Leases:
         if not self._users[holder.uid]:
             del self._users[holder.uid]
 
-    def _grant(self, key: bytes, holder: Holder, ticket: int | None) -> Outcome:
+    def _grant(self, key: bytes, holder: Holder, ticket: int | None, now: float) -> Outcome:
         self._number = max(self._number + 1, self._draw())
         token = self._number.to_bytes(8, "big") + self._chance()
-        lease = Lease(key, token, holder, ticket, self._tag_clears)
+        lease = Lease(key, token, holder, ticket, self._tag_clears, now)
         self._current[key] = self._tokens[token] = lease
         holder.leases.add(lease)
         self._enter(holder, ticket, lease)
@@ -241,7 +245,7 @@ class Leases:
         waiter = next((each for each in queue if each.holder.deadline > now), first)
         self._out(waiter)
         self.counts.promoted += 1
-        waiter.outcome = self._grant(key, waiter.holder, waiter.ticket)
+        waiter.outcome = self._grant(key, waiter.holder, waiter.ticket, now)
         waiter.holder.deadline = max(waiter.holder.deadline, now + self.settings.ttl)
         return [waiter]
 
@@ -375,6 +379,10 @@ class Leases:
     @property
     def waiting(self) -> int:
         return self._waiting
+
+    def lease_of(self, key: bytes) -> Lease | None:
+        """The lease of a key, if it lasts."""
+        return self._current.get(key)
 
     def queued(self, key: bytes) -> Iterator[Waiter]:
         """Who waits for a key, in order."""

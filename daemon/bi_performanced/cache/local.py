@@ -11,6 +11,7 @@ from bi_performance_wire.extra import unpack_extra
 from bi_performanced.cache.clients import boot_clock
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.leasing import Leasing
+from bi_performanced.cache.past import Why
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.store import Damaged, Held, TooLarge
 from bi_performanced.cache.sweeping import every_entry
@@ -107,11 +108,11 @@ class Local:
         self._home.grow_if_full()
         return len(entries) - start, None
 
-    def delete(self, key: bytes) -> bool:
+    def delete(self, key: bytes, why: Why = Why.DELETED) -> bool:
         """Remove an entry; whether one was readable. Raises WireError for a key out of bounds."""
         check_key(key)
         self._leasing.leases.void(key)
-        return self._home.store.delete(key, boot_clock())
+        return self._home.store.delete(key, boot_clock(), why)
 
     def expire(self, key: bytes) -> bool:
         """Make an entry stale: it is served in its grace only, by who asks for stale ones.
@@ -218,17 +219,21 @@ class Local:
         tags: Sequence[bytes] = (),
         stale: bool = False,
         dry_run: bool = False,
+        elsewhere: bool = False,
     ) -> int:
         """Remove every entry that was there when this was called and matches; how many.
 
         With tags those that have one of them: they are gone at once, and counted by a sweep.
         With `stale` entries are not removed but made stale: served in their grace, by who asks for
         stale ones. With `dry_run` nothing changes. Everything is cleared, or made stale, in one
-        step; entries that are stored while a sweep for a pattern goes on stay.
+        step; entries that are stored while a sweep for a pattern goes on stay. `elsewhere`: another
+        host does it.
         """
         store = self._home.store
+        number = 0
         if not dry_run:
             self.void(pattern, tags)
+            number = self._home.note_clear(pattern, tags, stale=stale, elsewhere=elsewhere)
         if pattern is None and not tags and not dry_run:
             return store.expire_all(boot_clock()) if stale else self._home.clear()
         matches, wanted = matcher(pattern), frozenset(tags)
@@ -253,7 +258,7 @@ class Local:
                     cleared += readable
                 elif stale:
                     cleared += readable and store.expire(entry.key, now)
-                elif store.drop_found(entry):
+                elif store.drop_found(entry, now, number):
                     cleared += readable
         if not dry_run and not stale:
             self._home.store.counters.deletes += cleared

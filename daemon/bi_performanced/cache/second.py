@@ -25,6 +25,7 @@ from bi_performanced.cache.clients import boot_clock
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
+from bi_performanced.cache.past import Why
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.shared_leases import Contest
 from bi_performanced.cache.store import Held
@@ -209,7 +210,7 @@ class SecondLevel:
         """Another host, or a program, has changed a key. Raises nothing."""
         # What stands in Redis's log is from outside: a key that cannot be one is nobody's here.
         if 0 < len(key) <= MAX_KEY_BYTES:
-            self._local.delete(key)
+            self._local.delete(key, Why.ELSEWHERE)
 
     def apply(self, predicate: Predicate) -> None:
         """Another host has cleared entries. Those here are found in slices; until then this host
@@ -217,11 +218,13 @@ class SecondLevel:
         store = self._home.store
         self._local.void(predicate.pattern, predicate.tags)
         if predicate.everything:
+            self._home.note_clear(None, (), stale=predicate.soft, elsewhere=True)
             if predicate.soft:
                 store.expire_all(boot_clock())
             else:
                 self._home.clear()
         elif predicate.pattern is None and not predicate.soft:
+            self._home.note_clear(None, predicate.tags, elsewhere=True)
             store.clear_tags(predicate.tags)
         else:
             self._sweep(predicate)
@@ -259,7 +262,9 @@ class SecondLevel:
             while self._sweeps:
                 what = self._sweeps[0]
                 if isinstance(what, Predicate):
-                    await self._local.clear(what.pattern, tags=what.tags, stale=what.soft)
+                    await self._local.clear(
+                        what.pattern, tags=what.tags, stale=what.soft, elsewhere=True
+                    )
                 else:
                     await self._drop_shared(what)
                 self._sweeps.pop(0)
@@ -267,11 +272,11 @@ class SecondLevel:
     async def _drop_shared(self, shard: int | None) -> None:
         newest = self._home.store.sequence
         async with aclosing(every_entry(lambda: self._home.store, lambda: None)) as entries:
-            async for store, entry, _ in entries:
+            async for store, entry, now in entries:
                 if entry.sequence > newest or not entry.shared:
                     continue
                 if shard is None or self.remote.shard_of(entry.key) == shard:
-                    store.drop_found(entry)
+                    store.drop_found(entry, now, why=Why.NEWS_MISSED)
 
     # ── life
 

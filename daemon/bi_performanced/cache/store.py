@@ -17,6 +17,7 @@ from bi_performance_wire.extra import extra_size
 from bi_performanced.cache.entries import Counters, Found, Held, TooLarge
 from bi_performanced.cache.eviction import Evicting
 from bi_performanced.cache.index import NONE
+from bi_performanced.cache.past import Why
 from bi_performanced.cache.policy import Put
 from bi_performanced.cache.ring import Damaged, Record, Ring
 
@@ -105,8 +106,8 @@ class Store(Evicting):
             at = ring.at + (cell & L.POSITION) % ring.bytes
             if L.EXPIRY.unpack_from(self._data, at + L.EXPIRY_AT)[0] <= now:
                 counters.inserts += 1
-                _, _, created = L.BODY.unpack_from(self._data, at + L.HEADER_BYTES)
-                self.departures.refill(now // L.CREATED_UNIT_NS - created)
+                _, _, before = L.BODY.unpack_from(self._data, at + L.HEADER_BYTES)
+                self.departures.refill(now // L.CREATED_UNIT_NS - before)
         if size > self.small.bytes >> 3:
             ring = self.main
         if not ring.fits(size + ring.reserve):
@@ -150,16 +151,21 @@ class Store(Evicting):
         if self.journal is not None:
             self.journal.add(key)
 
-    def delete(self, key: bytes, now: int) -> bool:
+    def delete(self, key: bytes, now: int, why: Why = Why.DELETED) -> bool:
         """Remove a key; whether a readable entry was there. Unreadable when this returns."""
         digest = self.digest(key)
         slot = self.find(key, digest)
         if self.journal is not None:
             self.journal.add(key)
+        past, tenths = self.departures.past, now // L.CREATED_UNIT_NS
         if slot == NONE:
+            if why is Why.DELETED:
+                past.note(digest, why, tenths, 0, 0)
             return False
         self.policy.removed(digest)
-        _, fresh_until, _, _, _ = self._body(self.index.cells[slot] & L.PLACE)
+        place = self.index.cells[slot] & L.PLACE
+        _, fresh_until, _, created, _ = self._body(place)
+        past.note(digest, why, tenths, created, self._size(place))
         self.remove(slot)
         self.counters.deletes += 1
         return fresh_until > now
@@ -170,7 +176,7 @@ class Store(Evicting):
         if held is None:
             return False
         if not held.extra:
-            return self.delete(key, now)
+            return self.delete(key, now, Why.STALE)
         self.put(
             key,
             held.payload,
@@ -259,17 +265,24 @@ class Store(Evicting):
             slot += 1
         return found, 0
 
-    def drop_found(self, found: Found) -> bool:
-        """Remove an entry that a sweep saw, if it is still that one."""
-        slot = self.index.find_place(self.digest(found.key), found.place)
+    def drop_found(self, found: Found, now: int, clear: int = 0, why: Why = Why.CLEARED) -> bool:
+        """Remove an entry that a sweep saw, if it is still that one.
+
+        `clear` is the number under which `Past` knows what this is for.
+        """
+        digest = self.digest(found.key)
+        slot = self.index.find_place(digest, found.place)
         if slot == NONE:
             return False
         if self.journal is not None:
             self.journal.add(found.key)
+        created, size = self._body(found.place)[3], self._size(found.place)
+        tenths = now // L.CREATED_UNIT_NS
+        self.departures.past.note(digest, why, tenths, created, size, clear=clear)
         self.remove(slot)
         return True
 
-    def drop_expired(self, found: Found) -> bool:
+    def drop_expired(self, found: Found, now: int) -> bool:
         """Remove an entry that a sweep saw and whose time is over, if it is still that one."""
         digest = self.digest(found.key)
         slot = self.index.find_place(digest, found.place)
@@ -281,7 +294,9 @@ class Store(Evicting):
         word, _, _, created, key = self._body(found.place)
         self.counters.expirations += 1
         self.departures.expire(digest, created)
-        self._part(found.place, word, key, size, self.index.frequency(slot))
+        use = self._part(found.place, word, key, size, self.index.frequency(slot))
+        why = Why.EXPIRED if found.kept_until else Why.TAG
+        self.departures.past.note(digest, why, now // L.CREATED_UNIT_NS, created, size, use)
         self.remove(slot)
         return True
 

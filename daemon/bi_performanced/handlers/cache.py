@@ -279,6 +279,7 @@ def _put(
     try:
         cache.set(name, entry, terms, token)
     except Refused as refused:
+        cache.note_refused(name, len(entry))
         return types.Stored(stored=0, refused=str(refused))
     return types.Stored(stored=1)
 
@@ -292,6 +293,7 @@ async def _publish(
         await cache.wait_grown()
         await cache.publish(name, entry, terms, token)
     except Refused as refused:
+        cache.note_refused(name, len(entry))
         return types.Stored(stored=0, refused=str(refused))
     return types.Stored(stored=1)
 

@@ -95,7 +95,7 @@ class Desk:
             raise WireError(INVALID_ARGUMENT, "leases need the control socket")
         holder = self._holders.get(line)
         if holder is None:
-            holder = self._holders[line] = Holder(caller.uid or 0)
+            holder = self._holders[line] = Holder(caller.uid or 0, caller.pid or 0)
             line.at_end(lambda: self._cache.leasing.gone(holder))
             line.at_death(lambda: self._cache.leasing.gone(holder))
         return holder

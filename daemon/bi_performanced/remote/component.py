@@ -22,6 +22,7 @@ from bi_performanced.remote.cursor import CursorFile
 from bi_performanced.remote.envelope import Codec, Envelope
 from bi_performanced.remote.fetching import Fetch
 from bi_performanced.remote.leases import RemoteLeases
+from bi_performanced.remote.looking import look
 from bi_performanced.remote.names import Names
 from bi_performanced.remote.predicate import Matcher, Predicate
 from bi_performanced.remote.reader import LogReader
@@ -90,7 +91,7 @@ class Remote:
         tags = self._topology.tags if self._topology else (b"",)
         self._limiter = trio.CapacityLimiter(THREADS * len(tags))
         prefix = settings.redis_prefix.encode("utf-8", "surrogatepass")
-        codec = Codec(prefix, settings.secret)
+        codec = self._codec = Codec(prefix, settings.secret)
         origin = os.urandom(8)
         self.shards = [
             self._shard(at, Names(prefix, tag), origin, codec) for at, tag in enumerate(tags)
@@ -217,6 +218,12 @@ class Remote:
         """Until all that was queued before this call is in Redis, or in the outbox on disk."""
         for shard in self.shards:
             await shard.settled()
+
+    async def look(self, key: bytes) -> dict[str, Any]:
+        """What stands there under a key, for people: see looking.look."""
+        if self._unusable:
+            return {"present": None, "reason": self._unusable}
+        return await look(self.shards[self.shard_of(key)], self._codec, key)
 
     # ── leases
 

@@ -162,6 +162,13 @@ class Reading:
 
     def judge(self, key: bytes, envelope: Envelope) -> Envelope | None:
         """The entry as the clears leave it, those that wait to be sent included."""
+        judged = self.weigh(key, envelope)
+        if judged is None and envelope.remaining > 0:
+            self.shard.figures.cleared += 1
+        return judged
+
+    def weigh(self, key: bytes, envelope: Envelope) -> Envelope | None:
+        """As `judge`, counting nothing."""
         shard = self.shard
         if envelope.remaining <= 0:
             return None
@@ -172,7 +179,6 @@ class Reading:
                 if predicate.hits(key, envelope.tags, shard.matcher):
                     gone, stale = gone or not predicate.soft, stale or predicate.soft
         if gone:
-            shard.figures.cleared += 1
             return None
         return replace(envelope, stale=True) if stale else envelope
 

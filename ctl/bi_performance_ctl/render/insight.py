@@ -1,0 +1,143 @@
+"""What the cache knows of its keys, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from bi_performance_ctl.console import Console
+from bi_performance_ctl.render.prose import fold, heading, pairs
+from bi_performance_ctl.render.units import duration, share, size
+from bi_performance_wire.streams import visible
+
+_STANDS = {
+    "fresh": "fresh",
+    "stale": "stale, in its grace",
+    "over": "over, until a sweep passes it",
+    "cleared": "cleared",
+    "unsure": "not served: what other hosts changed is not known",
+    "unreadable": "not to be read",
+}
+
+
+def key_text(key: str | bytes) -> str:
+    """A key as a person reads it."""
+    return visible(key if isinstance(key, str) else key.decode("utf-8", "backslashreplace"))
+
+
+def explained(result: dict[str, Any], console: Console) -> str:
+    """Sentences, and a table of what each level has."""
+    color = {"hit": "32", "stale": "33"}.get(result["outcome"], "31")
+    mark = console.paint(f"● {result['outcome']}", color)
+    lines = [f"{mark}  {console.paint(key_text(result['key']), '1')}", ""]
+    for sentence in (result["why"], *result["more"]):
+        lines += fold(visible(sentence), "  ", console)
+    for title, rows in (
+        ("Store of this host", _local(result["local"])),
+        ("Redis", _redis(result["redis"])),
+        ("Lease", _lease(result["lease"])),
+        ("The last entry", _past(result["past"])),
+        ("Not known", iter(sorted(result["unknown"].items()))),
+    ):
+        if shown := list(rows):
+            lines += ["", heading(title, console), *pairs(shown, console)]
+    return "\n".join(lines)
+
+
+def _local(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        yield "entry", "none"
+        return
+    yield "state", _STANDS[found["state"]]
+    yield "age", duration(found["age_seconds"])
+    yield "time left", _left(found["ttl_seconds"], found["said_ttl_seconds"])
+    if found["grace_seconds"]:
+        left = duration(found["served_stale_for_seconds"])
+        yield "grace", f"{duration(found['grace_seconds'])}, {left} of it left"
+    if found["sliding_seconds"]:
+        yield "sliding", f"a read renews it for {duration(found['sliding_seconds'])}"
+    if found["tags"]:
+        yield "tags", ", ".join(found["tags"])
+    yield "value", _value(found)
+    yield "in the store", size(found["stored_bytes"])
+    yield "other hosts", "shared with them by Redis" if found["shared"] else "of this host alone"
+    yield "leaves", _order(found)
+    if found["reads_noted"]:
+        more = " or more" if found["reads_noted"] == 3 else ""
+        yield "read", f"in {found['reads_noted']}{more} of the ticks that are remembered"
+    for name, value in found["about"].items():
+        yield name, str(value)
+
+
+def _left(seconds: float | None, said: float) -> str:
+    if seconds is None:
+        return "without an end"
+    return f"{duration(seconds)} of {duration(said)}" if seconds else "none"
+
+
+def _value(found: dict[str, Any]) -> str:
+    raw, stored = found["raw_bytes"], found["value_bytes"]
+    if found["compressed"]:
+        return f"{size(raw)}, compressed to {size(stored)}"
+    return f"{size(raw)}, not compressed"
+
+
+def _order(found: dict[str, Any]) -> str:
+    """Where it stands among those that leave, by the policy in force."""
+    if found["order"] is None:
+        return "not known: too few others were found to compare it with"
+    error = found["order_error"]
+    about = f" (± {share(error)})" if error else ""
+    text = f"after {share(found['order'])} of {found['order_among']:,} entries{about}"
+    if found["policy"] != "lru":
+        text = f"after {share(found['order'])} of the {found['queue']} queue's bytes"
+    return f"{text}, by {found['policy'].upper() if found['policy'] == 'lru' else found['policy']}"
+
+
+def _redis(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        return
+    if found["present"] is None:
+        yield "entry", "not known"
+    elif not found["present"]:
+        yield "entry", "none"
+    else:
+        yield "state", _STANDS[found["state"]]
+        if found.get("ttl_seconds") is not None:
+            yield "time left", duration(found["ttl_seconds"])
+        if "kept_seconds" in found:
+            kept = found["kept_seconds"]
+            yield "kept for", "without an end" if kept is None else duration(kept)
+        if "stored_bytes" in found:
+            yield "size", size(found["stored_bytes"])
+        if "version" in found:
+            yield "version", found["version"]
+        if found["reason"]:
+            yield "reason", found["reason"]
+    if found.get("waiting"):
+        yield "to be written", found["waiting"]
+    if found.get("leased_for_seconds"):
+        yield "lease", f"for another {duration(found['leased_for_seconds'])}"
+
+
+def _lease(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        return
+    name = f" ({found['name']})" if found["name"] else ""
+    yield "process", f"{found['pid']}{name}" if found["pid"] else "not to be seen from here"
+    yield "user id", str(found["uid"])
+    yield "held for", duration(found["held_seconds"])
+    yield "left", duration(found["left_seconds"])
+    yield "waiting", str(found["waiting"])
+
+
+def _past(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if found is None:
+        return
+    if found["ago_seconds"] is not None:
+        yield "left", f"{duration(found['ago_seconds'])} ago"
+    if found["stored_for_seconds"] is not None:
+        yield "was there for", duration(found["stored_for_seconds"])
+    if found["stored_bytes"]:
+        yield "size", size(found["stored_bytes"])
+    yield "read", {None: "not known", True: "yes", False: "never"}[found["read"]]

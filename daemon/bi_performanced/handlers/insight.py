@@ -1,0 +1,14 @@
+"""The commands that tell what the cache knows of its keys."""
+
+from __future__ import annotations
+
+from bi_performanced.cache.component import Cache
+from bi_performanced.dispatch import Handler
+from bi_performanced.handlers.cache import key_bytes
+
+
+def handlers(cache: Cache) -> dict[str, Handler]:
+    """A handler for each of them. Keys are told over the control socket alone: none has a route."""
+    return {
+        "cache.explain": lambda args, caller: cache.explainer.explain(key_bytes(args.key)),
+    }
