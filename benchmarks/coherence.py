@@ -58,6 +58,12 @@ class Deaf:
     def coherent(self, until: int) -> None:
         pass
 
+    def holds(self, key: bytes) -> int | None:
+        return None
+
+    def let_go(self, key: bytes) -> None:
+        pass
+
     def health(self, ok: bool, reason: str | None) -> None:
         self.well.set()
 

@@ -11,7 +11,7 @@ import pytest
 from bi_performance.optimizer import PerformanceOptimizer
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
-from support.hosts import Host, make_hosts
+from support.hosts import Host, empty, heard, make_hosts
 from support.redis import RedisServer
 
 
@@ -31,11 +31,8 @@ def both(
 
 
 @pytest.fixture
-def hosts(both: tuple[Host, Host]) -> tuple[Host, Host]:
-    for host in both:
-        host.wait_well()
-    both[0].cache.clear()
-    wait_until(lambda: not any(host.cache.keys() for host in both), what="an empty cache")
+def hosts(both: tuple[Host, Host], redis: RedisServer) -> tuple[Host, Host]:
+    empty(both, redis)
     return both
 
 
@@ -156,7 +153,18 @@ def test_a_redis_that_comes_back_empty_takes_with_it_what_it_had_said(
         host.wait_well()
     assert one.cache.get("mine") == 1, "what is for this host alone has nothing to do with it"
     one.cache.set("shared", 2)
-    wait_until(lambda: everywhere(hosts, "shared", 2))
+    try:
+        wait_until(lambda: everywhere(hosts, "shared", 2))
+    except AssertionError:
+        for host in hosts:
+            print(
+                host.cache.get("shared"),
+                host.cache.get_entry("shared"),
+                host.status(),
+                host.redis_figures(),
+            )
+        print(redis.client.keys("*"), redis.client.getrange("bi:perf:shared", 0, 40))
+        raise
 
 
 def test_a_daemon_starts_without_redis_and_never_tells_the_password(
@@ -323,3 +331,95 @@ def test_a_stale_value_is_served_and_loaded_anew(hosts: tuple[Host, Host], where
     )
     assert len(calls) == 1
     wait_until(lambda: everywhere(hosts, "key", "new"))
+
+
+def hears_all(host: Host, redis: RedisServer) -> None:
+    """Wait until a host has dealt with all that tracking has told it of up to now."""
+    host.cache.set("mark", 1)
+    wait_until(lambda: redis.client.exists("bi:perf:mark"), what="the mark in Redis")
+    redis.client.delete("bi:perf:mark")
+    wait_until(lambda: host.cache.get("mark") is None, what="the news of the mark")
+
+
+def test_a_renewal_on_one_host_leaves_what_another_loads_alone(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("k", "old", ttl=60)
+    wait_until(lambda: other.cache.get("k") == "old", what="the entry")
+    before = other.redis_figures()["foreign"]
+
+    def load() -> str:
+        with RawClient(one.daemon.socket) as client:
+            assert client.result("cache.touch", key="k", ttl=600.0)
+        wait_until(lambda: redis.client.pttl("bi:perf:k") > 100_000, what="the renewal in Redis")
+        hears_all(other, redis)
+        return "new"
+
+    assert other.cache.refresh("k", load, 60) == "new"
+    assert other.cache.get("k") == "new"
+    wait_until(lambda: one.cache.get("k") == "new", what="the new value")
+    assert other.redis_figures()["foreign"] == before + 1, "the mark, and not the renewal"
+
+
+def test_an_entry_whose_time_ends_in_redis_is_loaded_all_the_same(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("k", "old", ttl=600)
+    wait_until(lambda: other.cache.get("k") == "old", what="the entry")
+
+    def load() -> str:
+        redis.client.pexpire("bi:perf:k", 1)
+        wait_until(lambda: not redis.client.exists("bi:perf:k"), what="its end")
+        hears_all(other, redis)
+        return "new"
+
+    assert other.cache.refresh("k", load, 60) == "new"
+    assert other.cache.get("k") == "new"
+
+
+def test_what_is_stored_for_this_host_alone_takes_the_place_of_what_all_had(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    keys = ["held", "unheld", "many", "loaded"]
+    for key in keys:
+        other.cache.set(key, "old", ttl=600)
+    wait_until(lambda: redis.client.exists(*(f"bi:perf:{key}" for key in keys)) == len(keys))
+    assert one.cache.get("held") == "old" and one.cache.get("loaded") == "old"
+    one.cache.set("held", "new", ttl=600, local=True)
+    one.cache.set("unheld", "new", ttl=600, local=True)
+    one.cache.set_many({"many": "new"}, ttl=600, local=True)
+    assert one.cache.refresh("loaded", lambda: "new", 600, local=True) == "new"
+    wait_until(
+        lambda: not redis.client.exists(*(f"bi:perf:{key}" for key in keys)),
+        what="nothing older in Redis",
+    )
+    wait_until(lambda: other.cache.get_many(keys) == {}, what="nothing older on the other host")
+    assert one.cache.get_many(keys) == dict.fromkeys(keys, "new")
+
+
+def test_an_entry_of_this_host_alone_is_none_of_another_hosts_business(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("mine", 1, local=True)
+    other.cache.set("mine", 2, local=True)
+    heard(one, other)
+    heard(other, one)
+    assert one.cache.get("mine") == 1 and other.cache.get("mine") == 2
+
+
+@pytest.mark.parametrize("kind", ["no time", "a list", "a year"])
+def test_what_is_no_lease_under_the_name_of_one_keeps_nobody_out(
+    hosts: tuple[Host, Host], redis: RedisServer, kind: str
+) -> None:
+    name = "bi:perf!l:k"
+    if kind == "a list":
+        redis.client.rpush(name, "junk")
+        redis.client.pexpire(name, 50_000)
+    else:
+        redis.client.set(name, "junk", ex=86_400 * 365 if kind == "a year" else None)
+    assert hosts[0].cache.get_or_set("k", lambda: "loaded", 60, hard_timeout=30) == "loaded"
+    wait_until(lambda: hosts[1].cache.get("k") == "loaded", what="the value")

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from bi_performanced.remote.breaker import RemoteAway
+from bi_performanced.remote.envelope import NEVER
 from bi_performanced.remote.predicate import Predicate
 from bi_performanced.remote.reader import TRUSTED_FOR
 from support.proxy import CuttingProxy
@@ -321,6 +322,31 @@ def test_foreign_writes_are_heard_of_and_own_ones_do_not_come_back(
         assert b"k4" not in one.invalidated
 
     play(story, tmp_path, redis.url)
+
+
+def test_a_renewal_prolongs_no_entry_that_another_host_has_stored_since(
+    untracked: RedisServer, tmp_path: Path
+) -> None:
+    name = "bi:perf:k"
+
+    async def story(one: Host, two: Host) -> None:
+        await one.set(b"k", b"old")
+        await one.remote.extend([b"k"], lambda key: 600_000)
+        assert untracked.client.pttl(name) > 500_000
+        await two.set(b"k", b"new", ttl=60)
+        # This host has not read of it yet, or has: it finds out before it renews.
+        await one.remote.extend([b"k"], lambda key: 600_000 if key in one.local else None)
+        assert untracked.client.pttl(name) <= 60_000
+        # Nor when it has come between the look and the renewal.
+        (shard,) = one.remote.shards
+        known, shard.read_to = shard.read_to, NEVER
+        await shard.extend([(b"k", 600_000)])
+        assert untracked.client.pttl(name) <= 60_000
+        shard.read_to = known
+        await shard.extend([(b"k", 600_000)])
+        assert untracked.client.pttl(name) > 500_000
+
+    play(story, tmp_path, untracked.url)
 
 
 def test_a_fill_that_raced_an_invalidation_is_made_anew(

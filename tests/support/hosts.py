@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from bi_performance.optimizer import PerformanceOptimizer
 from support.daemon import DaemonProcess, wait_until
 from support.proxy import CuttingProxy
 from support.redis import RedisServer
+
+MARK = "the mark of a test"
 
 
 class Host:
@@ -66,3 +69,39 @@ def make_hosts(
     for host in hosts:
         host.wait_well()
     return hosts
+
+
+def heard(teller: Host, listener: Host) -> None:
+    """Wait until a host has carried out all that another has told the log before this call.
+
+    Not told by it are a clear of everything that is being carried out, and deletions of the mark.
+    """
+    listener.cache.set(MARK, "of the listener")
+
+    def told() -> bool:
+        # Once more each time: it has to come behind the listener's in Redis.
+        teller.cache.set(MARK, "of the teller")
+        # The listener's own goes by the log alone: tracking removes nothing for a daemon's write.
+        return bool(listener.cache.get(MARK) == "of the teller")
+
+    wait_until(told, what="the teller's mark")
+
+
+def empty(hosts: Sequence[Host], redis: RedisServer) -> None:
+    """Leave nothing on any of these hosts nor in Redis, nor anything that is still to be heard."""
+    for host in hosts:
+        host.wait_well()
+    first, *others = hosts
+    first.cache.clear()
+    for other in others:
+        # The first time the listener's mark may have been cleared; the second is behind that.
+        heard(first, other)
+        heard(first, other)
+        heard(other, first)
+
+    def gone() -> bool:
+        # Once more each time: another's mark may still have been on its way to Redis.
+        first.cache.delete(MARK)
+        return not any(host.cache.keys() for host in hosts) and not redis.client.keys("bi:perf:*")
+
+    wait_until(gone, what="an empty cache")

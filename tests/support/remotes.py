@@ -59,6 +59,14 @@ class Host:
         self.invalidated.append(key)
         self.local.pop(key, None)
 
+    def holds(self, key: bytes) -> int | None:
+        found = self.local.get(key)
+        return None if found is None else id(found)
+
+    def let_go(self, key: bytes) -> None:
+        self.invalidated.append(key)
+        self.local.pop(key, None)
+
     def apply(self, predicate: Predicate) -> None:
         self.applied.append(predicate)
         for key, found in list(self.local.items()):

@@ -13,7 +13,7 @@ from bi_performanced.remote import scripts
 from bi_performanced.remote.address import NotUsable, parse
 from bi_performanced.remote.cursor import Cursor, Found, decide
 from bi_performanced.remote.envelope import NEVER, Version
-from bi_performanced.remote.flights import Flights
+from bi_performanced.remote.flights import MOST_AHEAD, Ahead, Flights
 from bi_performanced.remote.marks import MAX_PATTERNS, Cleared, Marks
 from bi_performanced.remote.names import CLUSTER_TAGS, Names, slot
 from bi_performanced.remote.predicate import Predicate
@@ -175,6 +175,45 @@ def test_news_of_a_key_reach_only_its_own_fetches_and_only_while_they_last() -> 
 WRITES = st.lists(
     st.tuples(st.sampled_from(["put", "delete", "clear", "take"]), st.integers(0, 4)), max_size=40
 )
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["write", "fetch", "read"]), st.sampled_from([b"a", b"b"])),
+        max_size=60,
+    )
+)
+def test_news_throw_away_what_is_older_and_nothing_else(steps: list[tuple[str, bytes]]) -> None:
+    ahead = Ahead()
+    log: list[bytes] = []
+    newest: dict[bytes, Version] = {}
+    here: dict[bytes, Version] = {}
+    read = 0
+    for step, key in [*steps, *[("read", b"")] * 60]:
+        if step == "write":
+            log.append(key)
+            newest[key] = Version(len(log), 0)
+        elif step == "fetch":
+            if key not in here and key in newest:
+                here[key] = newest[key]
+                ahead.note(key, newest[key], Version(read, 0))
+        elif read < len(log):
+            changed, read = log[read], read + 1
+            older = changed in here and here[changed] < Version(read, 0)
+            if not ahead.had(changed, Version(read, 0)):
+                assert here.pop(changed, Version(0, 0)) < Version(read, 0)
+            assert not older or changed not in here
+    assert read == len(log) and len(ahead) == 0
+
+
+def test_no_more_is_known_of_what_is_ahead_than_has_room() -> None:
+    ahead = Ahead()
+    for at in range(MOST_AHEAD + 10):
+        ahead.note(b"%d" % at, Version(2, 0), Version(1, 0))
+    assert len(ahead) == MOST_AHEAD
+    assert ahead.had(b"0", Version(2, 0)) and not ahead.had(b"%d" % MOST_AHEAD, Version(2, 0))
+    ahead.forget()
+    assert not ahead.had(b"1", Version(2, 0))
 
 
 @given(WRITES)

@@ -124,6 +124,8 @@ class Cache:
         if second is None:
             self._local.put(key, payload, terms)
         else:
+            if terms.local:
+                second.supersede(key)
             self._local.put(key, payload, terms, second.flags(terms))
             second.put(key, payload, terms, self._local.seconds(terms))
 
@@ -171,6 +173,9 @@ class Cache:
         second = self._second
         if second is None:
             return self._local.put_some(entries, start, terms)
+        if terms.local:
+            for key, _ in entries[start:]:
+                second.supersede(key)
         count, error = self._local.put_some(entries, start, terms, second.flags(terms))
         seconds = self._local.seconds(terms)
         for key, payload in entries[start : start + count]:

@@ -264,6 +264,10 @@ class Local:
             self._home.store.counters.deletes += cleared
         return cleared
 
+    def void_one(self, key: bytes) -> None:
+        """What is being loaded of a key is older than what is there."""
+        self._leasing.leases.void(key)
+
     def void(self, pattern: str | None, tags: Sequence[bytes]) -> None:
         """What is being loaded of what is cleared now is older than that."""
         if tags:

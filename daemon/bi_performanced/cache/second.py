@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +40,8 @@ from bi_performanced.remote.leases import RemoteLease
 from bi_performanced.remote.predicate import Predicate
 
 MOST_RENEWALS: Final = 10_000
-"""Renewals that wait to be sent; those beyond leave Redis's entry to its time."""
+"""Renewals that wait to be sent; those beyond leave Redis's entry to its time. As many keys of
+entries of this host alone; those beyond are deleted in Redis without a look."""
 _MS: Final = 1_000_000
 """Nanoseconds."""
 
@@ -72,8 +74,10 @@ class SecondLevel:
         self.hits = self.misses = 0
         """Of those who asked for a key that was not here."""
         self._renewals: dict[bytes, int] = {}
-        """Keys that were renewed here, and until when their entries may be served (boot clock)."""
-        self._renew = trio.Event()
+        """Keys that were renewed here, and the sequence of their entries."""
+        self._alone: dict[bytes, None] = {}
+        """Keys of entries of this host alone, of which Redis may have an older one."""
+        self._changed = trio.Event()
         self._sweeps: list[Predicate | int | None] = []
         """Clears whose entries here are still to be found; a number: all shared ones of that shard
         of Redis, None: all shared ones."""
@@ -95,28 +99,55 @@ class SecondLevel:
         if not terms.local:
             self._put(key, _new(payload, terms, seconds))
 
+    def supersede(self, key: bytes) -> None:
+        """An entry of this host alone is about to be stored: what Redis has of the key is older,
+        and must not be read when that has gone."""
+        if self.holds(key) is not None:
+            self.remote.delete(key)
+        elif self._local.held(key, stale=True) is None:
+            # Redis may have it all the same. Most such keys it never has, and then no other host is
+            # to hear of it, which may have an entry of its own.
+            if len(self._alone) < MOST_RENEWALS:
+                self._alone[key] = None
+                self._changed.set()
+            else:
+                self.remote.delete(key)
+
     def renewed(self, key: bytes, held: Held) -> None:
-        """An entry here lives on: whatever Redis has of the key does too.
+        """An entry here lives on: if Redis has the same one, that does too.
 
         Only its time is changed there. The entry itself may be superseded or deleted by now on
         another host, and must not come back.
         """
         if held.flags & L.FLAG_SHARED and len(self._renewals) < MOST_RENEWALS:
-            self._renewals[key] = held.kept_until
-            self._renew.set()
+            self._renewals[key] = held.sequence
+            self._changed.set()
 
-    async def _renew_all(self) -> None:
+    async def _follow(self) -> None:
+        """Carry out in Redis what follows from changes here, behind those changes."""
         while True:
-            await self._renew.wait()
-            self._renew = trio.Event()
+            await self._changed.wait()
+            self._changed = trio.Event()
             renewals, self._renewals = self._renewals, {}
-            now = boot_clock()
+            alone, self._alone = self._alone, {}
+            await self.remote.settled()
+            # One that was shared meanwhile is newer than what Redis had.
+            keys = [key for key in alone if self.holds(key) is None]
+            try:
+                await self.remote.drop_if_there(keys)
+            except RemoteAway:
+                # They wait for its return.
+                for key in keys:
+                    self.remote.delete(key)
             with suppress(RemoteAway):
-                # Behind what was stored here before, which may still be on its way.
-                await self.remote.settled()
-                await self.remote.extend(
-                    {key: (until - now) // _MS for key, until in renewals.items()}
-                )
+                await self.remote.extend(list(renewals), partial(self._remaining, renewals))
+
+    def _remaining(self, renewals: Mapping[bytes, int], key: bytes) -> int | None:
+        """How many milliseconds an entry that was renewed is still kept, if it is still here."""
+        if self.holds(key) != renewals[key]:
+            return None
+        held = self._local.held(key)
+        return None if held is None else (held.kept_until - boot_clock()) // _MS
 
     def _put(self, key: bytes, envelope: Envelope) -> None:
         if not self.remote.put(key, envelope):
@@ -188,6 +219,9 @@ class SecondLevel:
         if here is not None and here.sequence > before:
             # Stored here meanwhile: the newer one.
             return here.payload if here.fresh_until > boot_clock() else None
+        if self.remote.is_ahead(key):
+            # The news of it will not come again: what is being loaded began before them, perhaps.
+            self._local.void_one(key)
         now = boot_clock()
         age = max(0, int(time.time() * 1000) - envelope.created)
         # Redis has said whether it is fresh; the clocks of two hosts are not to say it again.
@@ -211,6 +245,14 @@ class SecondLevel:
         # What stands in Redis's log is from outside: a key that cannot be one is nobody's here.
         if 0 < len(key) <= MAX_KEY_BYTES:
             self._local.delete(key, Why.ELSEWHERE)
+
+    def holds(self, key: bytes) -> int | None:
+        """The sequence of the entry here that Redis has too, or had."""
+        return self._home.store.shared(key) if 0 < len(key) <= MAX_KEY_BYTES else None
+
+    def let_go(self, key: bytes) -> None:
+        """The entry here may be old. What is being loaded is not."""
+        self._home.store.delete(key, boot_clock())
 
     def apply(self, predicate: Predicate) -> None:
         """Another host has cleared entries. Those here are found in slices; until then this host
@@ -284,7 +326,7 @@ class SecondLevel:
         """Keep in touch with Redis until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._sweep_all)
-            nursery.start_soon(self._renew_all)
+            nursery.start_soon(self._follow)
             await nursery.start(self.contest.run)
             await nursery.start(self._run_remote)
             task_status.started()

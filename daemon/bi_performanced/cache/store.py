@@ -62,6 +62,15 @@ class Store(Evicting):
         flags = word & L.FLAGS
         return Held(body[value_at:], fresh_until, kept_until, created, flags, extra, word >> 16)
 
+    def shared(self, key: bytes) -> int | None:
+        """The sequence of a key's entry if that is shared, readable or not. Counts as no use."""
+        slot = self.find(key, self.digest(key))
+        if slot == NONE:
+            return None
+        at = self.address(self.index.cells[slot]) + L.HEADER_BYTES
+        word: int = L.BODY.unpack_from(self._data, at)[0]
+        return word >> 16 if word & L.FLAG_SHARED else None
+
     # ── changes
 
     def put(

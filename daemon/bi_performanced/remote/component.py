@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,10 @@ FLUSH: Final = 2.0
 """Seconds in which what is queued is sent when the daemon stops."""
 THREADS: Final = 8
 """For each shard: its connections, and what is left of those that were given up."""
+
+
+Remaining = Callable[[bytes], int | None]
+"""How many milliseconds the entry of a key lives on."""
 
 
 class RemoteSettings(Protocol):
@@ -154,9 +158,7 @@ class Remote:
 
         Keys of a shard that is away are None; RemoteAway is raised when all are.
         """
-        by_shard: dict[int, list[bytes]] = {}
-        for key in keys:
-            by_shard.setdefault(self.shard_of(key), []).append(key)
+        by_shard = self._by_shard(keys)
         if len(by_shard) == 1:
             return await self.shards[next(iter(by_shard))].fetch(keys)
         away: list[RemoteAway] = []
@@ -183,6 +185,10 @@ class Remote:
             raise away[0]
         return [found.get(key) for key in keys]
 
+    def is_ahead(self, key: bytes) -> bool:
+        """Whether what was fetched of a key is newer than what is read of the log."""
+        return key in self.shards[self.shard_of(key)].ahead
+
     def put(self, key: bytes, envelope: Envelope) -> bool:
         """Queue a value for Redis.
 
@@ -205,14 +211,29 @@ class Remote:
         """Store a value only if no host has one; exact. Raises RemoteAway: not known then."""
         return await self.shards[self.shard_of(key)].add(key, envelope)
 
-    async def extend(self, remaining: Mapping[bytes, int]) -> None:
-        """Have the entries of these keys live at least so many milliseconds from now on, where
-        there are any. Raises RemoteAway."""
-        by_shard: dict[int, list[tuple[bytes, int]]] = {}
-        for key, ms in remaining.items():
-            by_shard.setdefault(self.shard_of(key), []).append((key, ms))
-        for shard, some in by_shard.items():
-            await self.shards[shard].extend(some)
+    async def extend(self, wanted: Sequence[bytes], remaining: Remaining) -> None:
+        """Have the entries of keys live at least so many milliseconds from now on, where there
+        are any that are not newer than those here. Raises RemoteAway.
+
+        `remaining` is asked when all that was changed before is known here: for how long the entry
+        of a key is to live, or None when it is not here any more.
+        """
+        for shard, keys in self._by_shard(wanted).items():
+            if await self.shards[shard].catch_up():
+                some = [(key, ms) for key in keys if (ms := remaining(key)) is not None]
+                await self.shards[shard].extend(some)
+
+    async def drop_if_there(self, keys: Sequence[bytes]) -> None:
+        """Delete the entries of keys that have one; nothing is said of the others. Raises
+        RemoteAway."""
+        for shard, some in self._by_shard(keys).items():
+            await self.shards[shard].drop_if_there(some)
+
+    def _by_shard(self, keys: Sequence[bytes]) -> dict[int, list[bytes]]:
+        found: dict[int, list[bytes]] = {}
+        for key in keys:
+            found.setdefault(self.shard_of(key), []).append(key)
+        return found
 
     async def settled(self) -> None:
         """Until all that was queued before this call is in Redis, or in the outbox on disk."""

@@ -70,7 +70,8 @@ class Fetch:
 
     def result(self) -> dict[bytes, Envelope | None]:
         """What the keys hold; None also for those that were changed since they were read."""
-        figures = self._reading.shard.figures
+        shard = self._reading.shard
+        figures = shard.figures
         given: dict[bytes, Envelope | None] = {}
         for key, found in self._found.items():
             envelope = None if self._raced(key) else found.envelope
@@ -84,6 +85,7 @@ class Fetch:
                 figures.misses += 1
             else:
                 figures.hits += 1
+                shard.ahead.note(key, envelope.version, shard.read_to)
         return given
 
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from bi_performanced.remote.envelope import NEVER, Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+MOST_AHEAD: Final = 10_000
+"""Entries that are known to be newer than what is read of the log; others are fetched once more."""
 
 
 class Flight:
@@ -89,3 +93,35 @@ class Flights:
         self.heard += 1
         for flight in self._all:
             flight.all_touched = self.heard
+
+
+class Ahead:
+    """What was handed over before the log was read up to its version.
+
+    The news of that version must not throw it away again.
+    """
+
+    def __init__(self) -> None:
+        self._versions: dict[bytes, Version] = {}
+
+    def __len__(self) -> int:
+        return len(self._versions)
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._versions
+
+    def note(self, key: bytes, version: Version, read_to: Version) -> None:
+        """An entry of this version is handed over, while the log is read up to `read_to`."""
+        if version > read_to and len(self._versions) < MOST_AHEAD:
+            self._versions[key] = version
+
+    def had(self, key: bytes, id_: Version) -> bool:
+        """Whether the entry that was handed over has the change of which the log tells now."""
+        version = self._versions.get(key, NEVER)
+        if version <= id_:
+            self._versions.pop(key, None)
+        return version >= id_
+
+    def forget(self) -> None:
+        """The log is read from elsewhere on."""
+        self._versions.clear()

@@ -141,6 +141,7 @@ class LogReader:
 
     def _drop(self, reason: str, *, first: bool = False) -> None:
         self._shard.flights.touch_all()
+        self._shard.ahead.forget()
         self._leases.lose_all()
         self._shard.sink.drop_shared(self._shard.index)
         if not first:
@@ -220,11 +221,13 @@ class LogReader:
         if not record.understood:
             self._drop("a newer version has written what this one cannot read")
             return
+        current = {key for key in record.keys if shard.ahead.had(key, record.id)}
         if record.origin == shard.origin:
             return
         for key in record.keys:
             shard.flights.changed(key, record.id)
-            shard.sink.invalidate(key)
+            if key not in current:
+                shard.sink.invalidate(key)
         shard.figures.invalidated += len(record.keys)
         for predicate in record.predicates:
             shard.flights.cleared(record.id)

@@ -39,6 +39,9 @@ SLACK: Final = 3_600_000
 """Milliseconds that marks of a clear outlive the last entry they can concern, for what is being
 loaded."""
 
+LONGEST_LEASE: Final = 60_000
+"""Milliseconds: no lease of any version lasts longer without being extended."""
+
 _ALLOWED = "#!lua flags=allow-oom\n"
 
 _ADD_TO_LOG = """
@@ -146,6 +149,42 @@ return gone
 """
 )
 
+PROLONG = (
+    _ALLOWED
+    + f"""
+local ms, number = tonumber(ARGV[1]), tonumber(ARGV[2])
+for i = 1, #KEYS do
+  local head = redis.pcall('GETRANGE', KEYS[i], 0, {VERSION_AT + 15})
+  local ours = type(head) == 'string' and string.sub(head, 1, 2) == ARGV[3]
+  if ours and #head == {VERSION_AT + 16} and string.byte(head, {STATE_AT + 1}) == 0 then
+    local a, b = struct.unpack('>I8I8', head, {VERSION_AT + 1})
+    if a < ms or (a == ms and b <= number) then
+      local left = redis.call('PTTL', KEYS[i])
+      if left >= 0 and left < tonumber(ARGV[3 + i]) then
+        redis.call('PEXPIRE', KEYS[i], ARGV[3 + i])
+      end
+    end
+  end
+end
+"""
+)
+
+DROP = (
+    _ALLOWED
+    + """
+local said = {}
+for i = 2, #KEYS do
+  if redis.call('UNLINK', KEYS[i]) == 1 then
+    said[#said + 1] = 'k'
+    said[#said + 1] = ARGV[1 + i]
+  end
+end
+if #said > 0 then
+  redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'o', ARGV[2], unpack(said))
+end
+"""
+)
+
 _LAST_ID = """
 local function last()
   local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
@@ -157,8 +196,9 @@ ACQUIRE = (
     _ALLOWED
     + _LAST_ID
     + """
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  return {0, redis.call('PTTL', KEYS[2]), last()}
+local left = redis.call('PTTL', KEYS[2])
+if left > 0 and left <= tonumber(ARGV[3]) and redis.call('TYPE', KEYS[2]).ok == 'string' then
+  return {0, left, last()}
 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return {redis.call('INCR', KEYS[3]), tonumber(ARGV[2]), last()}
@@ -305,14 +345,32 @@ def sweep(names: Sequence[bytes], before: Version, *, soft: bool) -> Command:
     return ("EVAL", SWEEP, len(names), *names, before.ms, before.number, how, MAGIC)
 
 
+def prolong(values: Sequence[tuple[bytes, int]], known: Version) -> Command:
+    """Have entries (names, milliseconds) live longer that are fresh and no newer than `known`."""
+    names = [name for name, _ in values]
+    times = [max(1, ms) for _, ms in values]
+    return ("EVAL", PROLONG, len(names), *names, *known, MAGIC, *times)
+
+
+def drop(names: Names, origin: bytes, keys: Sequence[bytes]) -> Command:
+    """Remove the entries of keys, and say so in the log of those that were there."""
+    every = (names.log, *map(names.value, keys))
+    return ("EVAL", DROP, len(every), *every, LOG_LENGTH, origin, *keys)
+
+
 def begin(names: Names, epoch: bytes) -> Command:
     """Give this Redis an epoch if it has none; the reply is the one it has. It is a write."""
     return ("EVAL", BEGIN, 1, names.state, epoch)
 
 
 def acquire(names: Names, key: bytes, token: bytes, ms: int) -> Command:
-    """Take a lease. The reply: fencing number or 0, milliseconds left, the log's last id."""
-    return ("EVAL", ACQUIRE, 3, names.log, names.lock(key), names.fence, token, max(1, ms))
+    """Take a lease. The reply: fencing number or 0, milliseconds left, the log's last id.
+
+    What lies under its name and is no lease (it has no time, too much of it, or is no string) is
+    overwritten.
+    """
+    keys = (names.log, names.lock(key), names.fence)
+    return ("EVAL", ACQUIRE, 3, *keys, token, max(1, ms), max(LONGEST_LEASE, ms))
 
 
 def extend(names: Names, key: bytes, token: bytes, ms: int) -> Command:

@@ -16,7 +16,7 @@ from bi_performanced.remote.breaker import Breaker, RemoteAway
 from bi_performanced.remote.connection import Command, Connection
 from bi_performanced.remote.envelope import NEVER, Codec, Envelope, Version, aged
 from bi_performanced.remote.fetching import ATTEMPTS, LARGEST, Reading, now_ms
-from bi_performanced.remote.flights import Flights
+from bi_performanced.remote.flights import Ahead, Flights
 from bi_performanced.remote.line import Line
 from bi_performanced.remote.marks import Marks
 from bi_performanced.remote.names import Names
@@ -38,7 +38,14 @@ class Sink(Protocol):
     """What the cache does with news from other hosts. Synchronous; called on the loop."""
 
     def invalidate(self, key: bytes) -> None:
-        """Another host or program has changed this key."""
+        """Another host or program has changed this key: what is here is older, and what is being
+        loaded."""
+
+    def holds(self, key: bytes) -> int | None:
+        """The number of the entry here that Redis has too, or None; a later one is greater."""
+
+    def let_go(self, key: bytes) -> None:
+        """The entry here may be old. What is being loaded is not."""
 
     def apply(self, predicate: Predicate) -> None:
         """Another host has cleared something."""
@@ -84,7 +91,7 @@ class Figures:
     invalidated: int = 0
     """Keys that other hosts have changed."""
     foreign: int = 0
-    """Keys that tracking reported."""
+    """Keys of entries here that something else than a daemon has changed, or that have gone."""
     dropped: int = 0
     """How often all that is shared had to go."""
     swept: int = 0
@@ -128,6 +135,7 @@ class Shard:
         """Why values are not stored although Redis answers."""
         self.read_to = NEVER
         """The last entry of the log that was carried out here."""
+        self.ahead = Ahead()
         self.reading = Reading(self, codec)
         self._read_on = trio.Event()
         self._codec = codec
@@ -220,16 +228,31 @@ class Shard:
             self.queue.clear(predicate)
         self._work.set()
 
+    async def catch_up(self) -> bool:
+        """Until this host has read what is in the log now; False when that takes too long."""
+        (newest,) = replies = await self.reads.call(
+            [("XREVRANGE", self.names.log, "+", "-", "COUNT", 1)]
+        )
+        self.look(replies)
+        with trio.move_on_after(self.timeout) as scope:
+            if newest:
+                await self.read_up_to(Version.parse(newest[0][0]))
+        return not scope.cancelled_caught
+
     async def extend(self, keys: Sequence[tuple[bytes, int]]) -> None:
-        """Have what is there of keys live so many milliseconds, if that is longer. An entry tells
-        by what is left of its time how long it is fresh, so nothing else is to be written."""
+        """Have entries live so many milliseconds, if that is longer and they are not newer than
+        what this host has read of. An entry tells by what is left of its time how long it is
+        fresh, so nothing else is to be written."""
+        known = self.read_to
         for at in range(0, len(keys), EXTENDED_AT_ONCE):
-            some = keys[at : at + EXTENDED_AT_ONCE]
-            self.look(
-                await self.writes.call(
-                    [("PEXPIRE", self.names.value(key), max(1, ms), "GT") for key, ms in some]
-                )
-            )
+            some = [(self.names.value(key), ms) for key, ms in keys[at : at + EXTENDED_AT_ONCE]]
+            self.look(await self.writes.call([scripts.prolong(some, known)]))
+
+    async def drop_if_there(self, keys: Sequence[bytes]) -> None:
+        """Delete entries; where there is one, all hosts are told."""
+        for at in range(0, len(keys), SENT_AT_ONCE):
+            some = keys[at : at + SENT_AT_ONCE]
+            self.look(await self.writes.call([scripts.drop(self.names, self.origin, some)]))
 
     async def settled(self) -> None:
         """Until all that was queued before is in Redis, or in the outbox and on disk."""

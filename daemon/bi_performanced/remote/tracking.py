@@ -2,8 +2,13 @@
 
 What daemons change is in the log, in order and complete. A program that knows nothing of us writes
 no log; Redis itself tells of its writes, as long as both connections are there: the one that hears,
-and the writing one on whose behalf (REDIRECT) it does, so that our own writes are kept back
+and the writing one on whose behalf (REDIRECT) it does, so that most of our own writes are kept back
 (NOLOOP). What is missed meanwhile lives until its time is up, and is counted as a gap.
+
+Redis tells only that something happened to a key: another daemon has stored it, which the log
+tells too, or has prolonged it, or its time was up. So a key is suspected first, and looked at in
+Redis: an entry of a daemon's making is no foreign write, and the log says all that is to be known
+of it.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import trio
 
 from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.connection import Command, Connection, close, exchange
+from bi_performanced.remote.envelope import HEAD, is_ours
 from bi_performanced.remote.shard import Shard
 
 log = structlog.get_logger("performance")
@@ -25,6 +31,10 @@ LISTEN: Final = 1.0
 SLICE: Final = 500
 AGAIN: Final = 0.5
 """Seconds before a new connection is tried."""
+GATHER: Final = 0.005
+"""Seconds in which suspected keys come together before they are looked at."""
+LOOKED_AT: Final = 256
+"""Keys in one round trip."""
 
 
 class NotTracked(Exception):
@@ -41,6 +51,8 @@ class Tracking:
         self.refused: str | None = None
         """Why this Redis does not tell of foreign writes."""
         self.gaps = 0
+        self._suspects: dict[bytes, None] = {}
+        self._suspected = trio.Event()
         shard.on_connect.append(self._register)
         shard.on_away.append(lambda: close(self._connection))
 
@@ -50,6 +62,11 @@ class Tracking:
 
     async def run(self) -> None:
         """Listen until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._look_at_suspects)
+            nursery.start_soon(self._run)
+
+    async def _run(self) -> None:
         while True:
             await self._shard.breaker.wait_closed()
             try:
@@ -115,6 +132,7 @@ class Tracking:
             if names is None:
                 # FLUSHALL or FLUSHDB: the log is gone as well, and its reader finds out.
                 shard.flights.touch_all()
+                shard.ahead.forget()
                 shard.marks.reset()
                 shard.sink.drop_shared(shard.index)
                 shard.figures.dropped += 1
@@ -125,11 +143,52 @@ class Tracking:
                 if key is None:
                     continue
                 shard.flights.touched(key)
-                shard.sink.invalidate(key)
-                shard.figures.foreign += 1
+                if shard.sink.holds(key) is not None:
+                    self._suspects[key] = None
+                    self._suspected.set()
                 done += 1
                 if done % SLICE == 0:
                     await trio.lowlevel.checkpoint()
+
+    # ── who did it
+
+    async def _look_at_suspects(self) -> None:
+        while True:
+            await self._suspected.wait()
+            await trio.sleep(GATHER)
+            suspects, self._suspects = list(self._suspects), {}
+            self._suspected = trio.Event()
+            for at in range(0, len(suspects), LOOKED_AT):
+                await self._look(suspects[at : at + LOOKED_AT])
+
+    async def _look(self, keys: list[bytes]) -> None:
+        """Let go of the entries here whose key a foreign program has changed or deleted."""
+        shard = self._shard
+        held = {
+            key: place
+            for key in keys
+            # What waits to be written is newer than whatever has happened in Redis.
+            if (place := shard.sink.holds(key)) is not None and not shard.reading.waiting(key)[0]
+        }
+        if not held:
+            return
+        try:
+            heads = await shard.reads.call(
+                [("GETRANGE", shard.names.value(key), 0, HEAD - 1) for key in held]
+            )
+        except RemoteAway:
+            # Nobody can say: they are let go of.
+            heads = [b""] * len(held)
+        for (key, place), head in zip(held.items(), heads, strict=True):
+            if head == b"":
+                # Deleted, or at the end of its time: no reason to think that what is being loaded
+                # is old, nor that what was stored here since is.
+                if shard.sink.holds(key) == place:
+                    shard.sink.let_go(key)
+                    shard.figures.foreign += 1
+            elif not is_ours(head):
+                shard.sink.invalidate(key)
+                shard.figures.foreign += 1
 
 
 def _hear(connection: Connection) -> list[Any]:
