@@ -10,6 +10,7 @@ import trio
 
 from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.envelope import Codec
+from bi_performanced.remote.leases import RemoteLease
 from bi_performanced.remote.predicate import Predicate
 from support.redis import RedisServer
 from support.remotes import Host, entry, play, running, settings, until
@@ -340,6 +341,42 @@ def test_garbage_is_a_counted_miss_and_stays_where_it_is(
         assert (await host.remote.fetch(b"list")) is not None
 
     play(story, tmp_path, redis.url, hosts=1)
+
+
+@pytest.mark.parametrize("name", ["log", "state", "sweeps", "fence"])
+def test_what_lies_under_a_name_of_ours_and_is_not_ours_is_named(
+    redis: RedisServer, tmp_path: Path, name: str
+) -> None:
+    redis.client.delete(f"bi:perf!{name}")
+    redis.client.lpush(f"bi:perf!{name}", "junk")
+
+    async def main() -> None:
+        async with running(Host(settings(redis.url), tmp_path / "host")) as host:
+            await until(lambda: f"bi:perf!{name} in Redis is a list" in host.reason, "the reason")
+            redis.client.delete(f"bi:perf!{name}")
+            await host.in_sync()
+
+    trio.run(main)
+
+
+def test_what_lies_under_the_name_of_a_tag_clears_nothing_and_can_be_cleared_by(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    redis.client.set("bi:perf!t:shop", "junk")
+
+    async def story(one: Host, two: Host) -> None:
+        await one.set(b"k", b"v", tags=(b"shop",))
+        assert await two.get(b"k") == b"v"
+        leases = two.remote.leases(b"l")
+        lease = await leases.acquire(b"l")
+        assert isinstance(lease, RemoteLease)
+        assert await leases.publish(lease, entry(b"v", tags=(b"shop",)))
+        await one.clear(Predicate(tags=(b"shop",)))
+        await two.in_sync()
+        assert await two.get(b"k") is None and await two.get(b"l") is None
+        assert two.ok
+
+    play(story, tmp_path, redis.url)
 
 
 def test_values_that_others_plant_are_misses_when_there_is_a_secret(

@@ -385,6 +385,7 @@ class Remote:
             connection = self._topology.connect(shard.index, self._settings.redis_timeout)
             try:
                 check_server(connection, clustered=len(self.shards) > 1)
+                _check_names(connection, shard.names)
                 command = scripts.begin(shard.names, os.urandom(12).hex().encode())
                 (reply,) = exchange(connection, [command])
                 if isinstance(reply, Exception):
@@ -393,3 +394,18 @@ class Remote:
                 connection.disconnect()
 
         return begin
+
+
+def _check_names(connection: Connection, names: Names) -> None:
+    """Raises NotUsable when something that is not ours lies under one of our names. Blocks."""
+    kinds = names.kinds()
+    found = exchange(connection, [("TYPE", name) for name in kinds])
+    for (name, wanted), kind in zip(kinds.items(), found, strict=True):
+        if isinstance(kind, Exception):
+            raise kind
+        if kind not in (b"none", wanted):
+            shown = name.decode("utf-8", "backslashreplace")
+            raise NotUsable(
+                f"{shown} in Redis is a {kind.decode()}, and the cache needs a {wanted.decode()} "
+                "there: delete it, or set cache.redis_prefix to a prefix of your own"
+            )

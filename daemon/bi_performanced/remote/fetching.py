@@ -145,7 +145,7 @@ class Reading:
         """An entry from the replies to GETRANGE and PTTL; what cannot be read is counted."""
         figures = self.shard.figures
         if isinstance(data, Exception) or isinstance(pttl, Exception):
-            if not str(data).startswith("WRONGTYPE"):
+            if not is_foreign(data):
                 self.shard.look([data, pttl])
             figures.garbage += 1
             return None
@@ -192,10 +192,17 @@ class Reading:
         if not unknown:
             return
         replies = await shard.reads.call([("HMGET", shard.names.tag(t), "h", "s") for t in unknown])
-        shard.look(replies)
-        for tag, (hard, soft) in zip(unknown, replies, strict=True):
+        # Of another's making: nothing that we have cleared is kept there.
+        marks = [(None, None) if is_foreign(reply) else reply for reply in replies]
+        shard.look(marks)
+        for tag, (hard, soft) in zip(unknown, marks, strict=True):
             cleared = Cleared(Version.parse(hard or b"0"), Version.parse(soft or b"0"))
             shard.marks.learn(tag, cleared)
+
+
+def is_foreign(reply: object) -> bool:
+    """Whether Redis has answered that something of another kind lies under the name."""
+    return isinstance(reply, Exception) and str(reply).startswith("WRONGTYPE")
 
 
 def now_ms() -> int:

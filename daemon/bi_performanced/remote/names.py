@@ -39,6 +39,15 @@ class Names:
         self.fence = self._own + b"fence"
         """The counter of fencing numbers."""
 
+    def kinds(self) -> dict[bytes, bytes]:
+        """What each of our own names is in Redis."""
+        return {
+            self.log: b"stream",
+            self.state: b"hash",
+            self.sweeps: b"hash",
+            self.fence: b"string",
+        }
+
     def value(self, key: bytes) -> bytes:
         return self.prefix + key
 

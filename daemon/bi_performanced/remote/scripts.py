@@ -115,6 +115,9 @@ end
 local t = redis.call('TIME')
 local at = math.max(tonumber(redis.call('HGET', KEYS[2], 'x') or '0'), t[1] * 1000) + {SLACK}
 for i = 4, #KEYS do
+  if redis.call('TYPE', KEYS[i]).ok ~= 'hash' then
+    redis.call('UNLINK', KEYS[i])
+  end
   redis.call('HSET', KEYS[i], field, id)
   redis.call('PEXPIREAT', KEYS[i], string.format('%.0f', at))
 end
@@ -244,7 +247,8 @@ if redis.call('GET', KEYS[4]) ~= ARGV[4] or later(redis.call('HGET', KEYS[2], 'h
   return false
 end
 for i = 5, #KEYS do
-  if later(redis.call('HGET', KEYS[i], 'h'), 6) then
+  local mark = redis.pcall('HGET', KEYS[i], 'h')
+  if type(mark) == 'string' and later(mark, 6) then
     return false
   end
 end
