@@ -58,6 +58,9 @@ class Deaf:
     def coherent(self, until: int) -> None:
         pass
 
+    def overtaken(self, key: bytes) -> None:
+        pass
+
     def holds(self, key: bytes) -> int | None:
         return None
 

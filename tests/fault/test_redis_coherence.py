@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
 
+from bi_performanced.remote import scripts
 from bi_performanced.remote.breaker import RemoteAway
-from bi_performanced.remote.envelope import NEVER
+from bi_performanced.remote.envelope import NEVER, Version
 from bi_performanced.remote.predicate import Predicate
 from bi_performanced.remote.reader import TRUSTED_FOR
 from support.proxy import CuttingProxy
@@ -375,6 +377,40 @@ def test_a_fill_that_raced_an_invalidation_is_made_anew(
                 assert got == [b"the new value"]
                 assert two.local[b"k"].payload == b"the new value"
                 assert two.remote.stats()["raced"] == 1
+
+        play(story, tmp_path, untracked.url, hosts=1)
+
+
+def test_a_fill_that_was_cleared_by_a_pattern_does_not_outlive_the_end_of_its_sweep(
+    untracked: RedisServer, tmp_path: Path
+) -> None:
+    with proxied(untracked, tmp_path) as (proxy, url):
+
+        async def story(one: Host) -> None:
+            two = Host(settings(url), tmp_path / "two")
+            (shard,) = two.remote.shards
+            names, client = shard.names, cast(Any, untracked.client)
+            async with running(two):
+                await two.in_sync()
+                await one.set(b"k", b"the old value")
+                # By a host that takes its time to remove what it has cleared.
+                (command,) = scripts.clear(names, b"elsewhere", Predicate(pattern="k*"))
+                id_ = client.execute_command(*command)
+                await until(lambda: two.applied, "the clear")
+                got: list[bytes | None] = []
+
+                async def get() -> None:
+                    got.append(await two.get(b"k"))
+
+                async with trio.open_nursery() as nursery:
+                    proxy.hold = b"the old value"
+                    nursery.start_soon(get)
+                    await trio.to_thread.run_sync(proxy.holding.wait)
+                    client.unlink("bi:perf:k")
+                    end = client.xadd(names.log, {b"o": b"elsewhere", b"w": id_})
+                    await shard.read_up_to(Version.parse(end))
+                    proxy.let_go()
+                assert got == [None]
 
         play(story, tmp_path, untracked.url, hosts=1)
 

@@ -59,6 +59,9 @@ class Host:
         self.invalidated.append(key)
         self.local.pop(key, None)
 
+    def overtaken(self, key: bytes) -> None:
+        pass
+
     def holds(self, key: bytes) -> int | None:
         found = self.local.get(key)
         return None if found is None else id(found)

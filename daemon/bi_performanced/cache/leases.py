@@ -249,6 +249,11 @@ class Leases:
         waiter.holder.deadline = max(waiter.holder.deadline, now + self.settings.ttl)
         return [waiter]
 
+    def token(self, key: bytes) -> bytes | None:
+        """The token of a key's lease."""
+        lease = self._current.get(key)
+        return None if lease is None else lease.token
+
     def current(self, token: bytes) -> bool:
         """Whether a lease of this token lasts, void or not."""
         return token in self._tokens

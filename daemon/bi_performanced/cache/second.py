@@ -219,9 +219,6 @@ class SecondLevel:
         if here is not None and here.sequence > before:
             # Stored here meanwhile: the newer one.
             return here.payload if here.fresh_until > boot_clock() else None
-        if self.remote.is_ahead(key):
-            # The news of it will not come again: what is being loaded began before them, perhaps.
-            self._local.void_one(key)
         now = boot_clock()
         age = max(0, int(time.time() * 1000) - envelope.created)
         # Redis has said whether it is fresh; the clocks of two hosts are not to say it again.
@@ -245,6 +242,12 @@ class SecondLevel:
         # What stands in Redis's log is from outside: a key that cannot be one is nobody's here.
         if 0 < len(key) <= MAX_KEY_BYTES:
             self._local.delete(key, Why.ELSEWHERE)
+
+    def overtaken(self, key: bytes) -> None:
+        """Another host has changed a key before what is here was fetched."""
+        # What is loaded under a lease over all hosts Redis itself refuses, if it is older.
+        if not self.contest.guards(key):
+            self._local.void_one(key)
 
     def holds(self, key: bytes) -> int | None:
         """The sequence of the entry here that Redis has too, or had."""

@@ -31,6 +31,8 @@ class Contest:
         self._remote = remote
         self._fetch = fetch
         self._leases: dict[bytes, tuple[RemoteLease, trio.CancelScope]] = {}
+        self._asking: set[bytes] = set()
+        """Tokens of those that are not told yet whether they lead."""
         self._nursery: trio.Nursery | None = None
         leasing.leases.on_end = self._ended
 
@@ -39,6 +41,11 @@ class Contest:
         found = self._leases.get(token)
         return None if found is None else found[0]
 
+    def guards(self, key: bytes) -> bool:
+        """Whether Redis refuses what is loaded of a key if that is older than what it has."""
+        token = self._leasing.leases.token(key)
+        return token in self._leases or token in self._asking
+
     async def lead(
         self, key: bytes, token: bytes, holder: Holder, *, refresh: bool, wait: float
     ) -> Outcome:
@@ -46,6 +53,15 @@ class Contest:
 
         `wait` in seconds. With Redis away it leads on this host.
         """
+        self._asking.add(token)
+        try:
+            return await self._lead(key, token, holder, refresh=refresh, wait=wait)
+        finally:
+            self._asking.discard(token)
+
+    async def _lead(
+        self, key: bytes, token: bytes, holder: Holder, *, refresh: bool, wait: float
+    ) -> Outcome:
         deadline = trio.current_time() + wait
         while self._leasing.leases.current(token):
             if len(holder.leases) == 1:

@@ -185,10 +185,6 @@ class Remote:
             raise away[0]
         return [found.get(key) for key in keys]
 
-    def is_ahead(self, key: bytes) -> bool:
-        """Whether what was fetched of a key is newer than what is read of the log."""
-        return key in self.shards[self.shard_of(key)].ahead
-
     def put(self, key: bytes, envelope: Envelope) -> bool:
         """Queue a value for Redis.
 

@@ -107,9 +107,6 @@ class Ahead:
     def __len__(self) -> int:
         return len(self._versions)
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._versions
-
     def note(self, key: bytes, version: Version, read_to: Version) -> None:
         """An entry of this version is handed over, while the log is read up to `read_to`."""
         if version > read_to and len(self._versions) < MOST_AHEAD:

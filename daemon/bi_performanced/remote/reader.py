@@ -214,6 +214,8 @@ class LogReader:
             self._leases.cleared(record.id, predicate)
         for id_ in record.swept:
             shard.marks.swept(id_)
+            # What was asked for before its removal can not be judged any more when it comes.
+            shard.flights.touch_all()
         for key in record.released:
             self._leases.ended(key, record.id)
         for key in record.keys:
@@ -226,7 +228,9 @@ class LogReader:
             return
         for key in record.keys:
             shard.flights.changed(key, record.id)
-            if key not in current:
+            if key in current:
+                shard.sink.overtaken(key)
+            else:
                 shard.sink.invalidate(key)
         shard.figures.invalidated += len(record.keys)
         for predicate in record.predicates:

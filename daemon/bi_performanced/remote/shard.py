@@ -41,6 +41,10 @@ class Sink(Protocol):
         """Another host or program has changed this key: what is here is older, and what is being
         loaded."""
 
+    def overtaken(self, key: bytes) -> None:
+        """Another host has changed this key before what is here was fetched; what is being loaded
+        may be older."""
+
     def holds(self, key: bytes) -> int | None:
         """The number of the entry here that Redis has too, or None; a later one is greater."""
 
