@@ -92,7 +92,8 @@ class Contest:
                 await leases.release(got)
                 return None
             # Between the look and the lease it may have been published.
-            return (None if refresh else await self._look(key)) or Outcome(LEADER, token)
+            look = got.found and not refresh
+            return (await self._look(key) if look else None) or Outcome(LEADER, token)
         left = deadline - trio.current_time()
         if left <= 0:
             self._leasing.release(token, failed=False)

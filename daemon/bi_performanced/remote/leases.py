@@ -39,6 +39,8 @@ class RemoteLease(NamedTuple):
     fence: int
     seen: Version
     """Where the log was when it was granted: a clear behind that ends it."""
+    found: bool
+    """Whether Redis had an entry of the key then, readable or not."""
 
 
 class Held(NamedTuple):
@@ -67,10 +69,10 @@ class RemoteLeases:
         token = os.urandom(16)
         command = scripts.acquire(self._shard.names, key, token, int(ttl * 1000))
         (reply,) = await self._call(command)
-        fence, remaining, last = reply
+        fence, remaining, last, *there = reply
         seen = Version.parse(last) if last else NEVER
         if fence:
-            lease = RemoteLease(key, token, fence, seen)
+            lease = RemoteLease(key, token, fence, seen, bool(there[0]))
             self._active[token] = lease
             if len(self._active) > MOST:
                 self._active.popitem(last=False)

@@ -204,7 +204,8 @@ if left > 0 and left <= tonumber(ARGV[3]) and redis.call('TYPE', KEYS[2]).ok == 
   return {0, left, last()}
 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-return {redis.call('INCR', KEYS[3]), tonumber(ARGV[2]), last()}
+local there = redis.call('EXISTS', KEYS[4])
+return {redis.call('INCR', KEYS[3]), tonumber(ARGV[2]), last(), there}
 """
 )
 
@@ -368,13 +369,14 @@ def begin(names: Names, epoch: bytes) -> Command:
 
 
 def acquire(names: Names, key: bytes, token: bytes, ms: int) -> Command:
-    """Take a lease. The reply: fencing number or 0, milliseconds left, the log's last id.
+    """Take a lease. The reply: fencing number or 0, milliseconds left, the log's last id, and of a
+    lease that was taken whether there is an entry.
 
     What lies under its name and is no lease (it has no time, too much of it, or is no string) is
     overwritten.
     """
-    keys = (names.log, names.lock(key), names.fence)
-    return ("EVAL", ACQUIRE, 3, *keys, token, max(1, ms), max(LONGEST_LEASE, ms))
+    keys = (names.log, names.lock(key), names.fence, names.value(key))
+    return ("EVAL", ACQUIRE, 4, *keys, token, max(1, ms), max(LONGEST_LEASE, ms))
 
 
 def extend(names: Names, key: bytes, token: bytes, ms: int) -> Command:
