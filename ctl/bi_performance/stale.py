@@ -21,7 +21,7 @@ from bi_performance.loading import Loader, NotLoaded, Work
 from bi_performance.options import Options, is_early
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance.workers import WORKERS
-from bi_performance.worlds import THREADS, World
+from bi_performance.worlds import THREADS, World, without
 
 log = logging.getLogger("performance")
 
@@ -130,12 +130,17 @@ class Server:
             except NotLoaded:
                 # Another process does.
                 return
-            except Exception as error:
-                self._note_failure(work, error)
+            except BaseException as error:
+                # A SystemExit of the factory's must not end the loop of those who got a value.
+                cancelled, failed = without(world.cancelled(), error)
+                if failed is not None:
+                    self._note_failure(work, failed)
+                if cancelled is not None:
+                    raise cancelled from None
 
         return self.background.start(world, work.key, load)
 
-    def _note_failure(self, work: Work, error: Exception) -> None:
+    def _note_failure(self, work: Work, error: BaseException) -> None:
         self._failed.say(f"{type(error).__name__}: {error}"[:200])
         now = time.monotonic()
         if len(self._failures) >= FAILURES_KEPT:

@@ -44,6 +44,9 @@ class World(Protocol):
     def blocks_a_loop(self) -> bool:
         """Whether waiting holds up the event loop of this thread, and all that its tasks do."""
 
+    def cancelled(self) -> type[BaseException] | tuple[()]:
+        """What is raised in a task that is cancelled."""
+
     def signal(self) -> Signal: ...
 
     async def call(self, factory: Callable[[], Any], *, is_async: bool) -> Any:
@@ -100,6 +103,9 @@ class Threads:
     @property
     def blocks_a_loop(self) -> bool:
         return loop_runs()
+
+    def cancelled(self) -> tuple[()]:
+        return ()
 
     def signal(self) -> Signal:
         return Threads.Signal()
@@ -168,6 +174,9 @@ class Asyncio:
 
     blocks_a_loop = False
 
+    def cancelled(self) -> type[BaseException]:
+        return asyncio.CancelledError
+
     def signal(self) -> Signal:
         return Asyncio.Signal()
 
@@ -235,6 +244,11 @@ class Trio:
 
     blocks_a_loop = False
 
+    def cancelled(self) -> type[BaseException]:
+        import trio
+
+        return trio.Cancelled
+
     def signal(self) -> Signal:
         return Trio.Signal()
 
@@ -272,6 +286,17 @@ class Trio:
                 token.run_sync_soon(scope.cancel)
 
         return cancel
+
+
+def without(
+    cancelled: type[BaseException] | tuple[()], error: BaseException
+) -> tuple[BaseException | None, BaseException | None]:
+    """The cancellations in an error, and the rest of it; of a nursery both may come together."""
+    if isinstance(error, cancelled):
+        return error, None
+    if cancelled and isinstance(error, BaseExceptionGroup):
+        return error.split(cancelled)
+    return None, error
 
 
 def trio_seconds(seconds: float | None) -> float:

@@ -389,3 +389,58 @@ def test_a_decorated_function_has_the_same_options(here: PerformanceOptimizer) -
     assert next_value() == 0, "the load failed, and there is a stale value"
     assert next_value() == 2
     assert next_value() == 2
+
+
+@WORLDS
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_whatever_a_load_in_the_background_raises_its_loop_goes_on(
+    here: PerformanceOptimizer, run: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a cancellation of the load itself passes."""
+    errors: list[BaseException] = [
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        BaseExceptionGroup("several", [KeyboardInterrupt(), OSError()]),
+    ]
+    make_stale(here)
+    for error in errors:
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        async def fail_later(error: BaseException = error) -> None:
+            await sleep(0)
+            raise error
+
+        found = use(here, run, fail if how == "sync" or run is None else fail_later)
+        assert found.value == "old" and found.stale
+    assert here.cache.loads()["failed"] == len(errors)
+    assert "stale values are served instead (SystemExit: 3)" in caplog.text
+
+
+def test_a_nursery_that_is_cancelled_with_a_failure_in_it_is_both(
+    here: PerformanceOptimizer,
+) -> None:
+    begun = trio.Event()
+
+    async def load() -> None:
+        async def fail() -> None:
+            try:
+                begun.set()
+                await trio.sleep_forever()
+            finally:
+                raise OSError("while it ended")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(trio.sleep_forever)
+
+    async def begin() -> None:
+        make_stale(here)
+        assert await here.cache.get_or_set("k", load, options=GRACE) == "old"
+        await begun.wait()
+        await here.aclose()
+
+    trio.run(begin)
+    assert here.cache.loads()["failed"] == 1
