@@ -47,30 +47,47 @@ TOUCHES_KEPT: Final = 1000
 ENVELOPE: Final = 2 * MAX_KEY_BYTES
 """Bytes of a request beside an entry, at most."""
 
-_loading: contextvars.ContextVar[tuple[bytes, ...]] = contextvars.ContextVar("loading", default=())
-"""The keys whose factories have called the code that runs."""
+
+class _Within:
+    """A call of a factory, seen from the code that it calls, in tasks and threads of its own too.
+
+    Those may live longer: a pool that is made at the first use, say.
+    """
+
+    __slots__ = ("keys", "over")
+
+    def __init__(self, keys: tuple[bytes, ...]) -> None:
+        self.keys = keys
+        self.over = False
+
+
+_loading: contextvars.ContextVar[tuple[_Within, ...]] = contextvars.ContextVar(
+    "loading", default=()
+)
 
 
 @contextmanager
 def within_load(keys: list[bytes]) -> Iterator[None]:
     """While the factory of these keys runs."""
     before = _loading.get()
-    _loading.set((*before, *keys))
+    within = _Within(tuple(keys))
+    _loading.set((*before, within))
     try:
         yield
     finally:
+        within.over = True
         # Not by a token: what is collected unfinished ends in another context.
         _loading.set(before)
 
 
-def loading() -> tuple[bytes, ...]:
-    """The keys whose factories have called the code that runs."""
-    return _loading.get()
+def loading() -> set[bytes]:
+    """The keys whose factories have called the code that runs, and run still."""
+    return {key for within in _loading.get() if not within.over for key in within.keys}
 
 
 def nested() -> bool:
-    """Whether a factory has called the code that runs."""
-    return bool(_loading.get())
+    """Whether a factory that still runs has called the code that runs."""
+    return any(not within.over for within in _loading.get())
 
 
 class Work(NamedTuple):
@@ -108,7 +125,7 @@ class Loader:
 
     async def load(self, world: World, work: Work) -> Any:
         """The value, loaded by this caller or another. See the module."""
-        if work.key in _loading.get():
+        if work.key in loading():
             # The factory asks for what it is to load: waiting for it would never end.
             return await self._call(world, work, LoadContext(work.key, work.options, work.known))
         if self.link.mode != "on":

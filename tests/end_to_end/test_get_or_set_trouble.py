@@ -303,3 +303,56 @@ def test_a_factory_that_raises_stop_iteration_keeps_nobody_waiting(
         load()
     assert here.sync.cache.get_or_set("exhausted", lambda: 1, 60) == 1
     here.sync.cache.delete("exhausted")
+
+
+@LOOPS
+def test_a_task_that_outlives_the_load_it_was_started_in_is_no_part_of_it(
+    here: PerformanceOptimizer, run: Any
+) -> None:
+    calls: list[str] = []
+
+    async def load(name: str) -> str:
+        calls.append(name)
+        return name
+
+    async def later() -> None:
+        await here.cache.delete("k")
+        for _ in range(3):
+            assert await here.cache.get_or_set("k", lambda: load("later"), 60) == "later"
+            found = await here.cache.get_or_set_many(["m"], lambda keys: dict.fromkeys(keys, 1), 60)
+            assert found == {"m": 1}
+        assert await here.cache.get("k") == "later", "it was stored"
+
+    async def in_asyncio() -> None:
+        tasks: list[asyncio.Task[None]] = []
+        go = asyncio.Event()
+
+        async def first() -> str:
+            async def worker() -> None:
+                await go.wait()
+                await later()
+
+            tasks.append(asyncio.create_task(worker()))
+            return await load("first")
+
+        assert await here.cache.get_or_set("k", first, 60) == "first"
+        go.set()
+        await tasks[0]
+
+    async def in_trio() -> None:
+        go = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def first() -> str:
+                async def worker() -> None:
+                    await go.wait()
+                    await later()
+
+                nursery.start_soon(worker)
+                return await load("first")
+
+            assert await here.cache.get_or_set("k", first, 60) == "first"
+            go.set()
+
+    run(in_trio if run is under_trio else in_asyncio)
+    assert calls == ["first", "later"]
