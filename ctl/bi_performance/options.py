@@ -5,13 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypedDict
 
 import msgpack
 
-from bi_performance.checks import check_grace, check_tags, check_ttl, terms_of
+from bi_performance.checks import check_grace, check_tags, check_ttl, not_utf8, terms_of
 from bi_performance.reader import Entry
+from bi_performance_wire.types import MAX_TTL
+
+MAX_ETAG_BYTES: Final = 800
+MAX_DATE_BYTES: Final = 100
+"""Of `last_modified`. Both, and the rest of what is kept beside a value, fit MAX_META_BYTES."""
 
 
 def _check_number(name: str, value: object) -> None:
@@ -127,19 +133,79 @@ class LoadContext:
     """What a factory knows and may say; it gets one when it takes one argument.
 
     `ttl`, `grace` and `tags` may be set, as may `etag` and `last_modified`, which are kept with the
-    value and are here again when it is loaded the next time.
+    value and are here again when it is loaded the next time. What a factory set stays so when it
+    returns `not_modified()` at a later load, unless it says otherwise.
     """
+
+    __slots__ = (
+        "_etag",
+        "_known",
+        "_last_modified",
+        "_options",
+        "_renews",
+        "_said",
+        "name",
+    )
 
     def __init__(self, key: bytes, options: Options, known: Entry | None) -> None:
         self.name = key
         self._options = options
         self._known = known
-        self.ttl = options.ttl
-        self.grace = options.grace
-        self.tags = options.tags
+        self._renews = False
         meta = read_meta(known)
-        self.etag: str | None = meta.etag
-        self.last_modified: str | None = meta.last_modified
+        self._said: dict[str, Any] = {}
+        """What the factory set of `ttl`, `grace` and `tags`."""
+        self._etag = meta.etag
+        self._last_modified = meta.last_modified
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds for which the value is fresh. Raises TypeError or ValueError for what is none."""
+        found: float | None = self._said.get("ttl", self._options.ttl)
+        return found
+
+    @ttl.setter
+    def ttl(self, ttl: float | None) -> None:
+        self._said["ttl"] = check_ttl(ttl)
+
+    @property
+    def grace(self) -> float:
+        """Seconds after that for which it may be served stale. Raises as `ttl`."""
+        found: float = self._said.get("grace", self._options.grace)
+        return found
+
+    @grace.setter
+    def grace(self, grace: float) -> None:
+        self._said["grace"] = check_grace(grace)
+
+    @property
+    def tags(self) -> Iterable[str]:
+        """Names under which it can be cleared. Raises as `ttl`."""
+        found: tuple[str, ...] = self._said.get("tags", self._options.tags)
+        return found
+
+    @tags.setter
+    def tags(self, tags: Iterable[str]) -> None:
+        self._said["tags"] = tuple(check_tags(tags))
+
+    @property
+    def etag(self) -> str | None:
+        """What the source calls this version. Raises TypeError or ValueError for what is none."""
+        return self._etag
+
+    @etag.setter
+    def etag(self, etag: str | None) -> None:
+        self._etag = _check_text("etag", etag, MAX_ETAG_BYTES)
+
+    @property
+    def last_modified(self) -> str | None:
+        """When the source changed, as it says it. Raises TypeError or ValueError for what is no
+        text of that length."""
+        return self._last_modified
+
+    @last_modified.setter
+    def last_modified(self, last_modified: str | None) -> None:
+        self._last_modified = _check_text("last_modified", last_modified, MAX_DATE_BYTES)
 
     @property
     def key(self) -> str | bytes:
@@ -167,7 +233,10 @@ class LoadContext:
 
     def resolve(self, result: Any) -> Any:
         """The value that a factory's result stands for."""
-        return self.stale_value if result is _NOT_MODIFIED else result
+        if result is not _NOT_MODIFIED:
+            return result
+        self._renews = True
+        return self.stale_value
 
     def terms(self, value: Any, took: float, default_ttl: float | None) -> dict[str, Any] | None:
         """The arguments that say what the value is stored with; None when it is not to be.
@@ -175,7 +244,12 @@ class LoadContext:
         Raises TypeError or ValueError for what the factory set and is none.
         """
         options = self._options
-        ttl = self.ttl
+        said: dict[str, Any] = {}
+        if self._renews:
+            before = read_meta(self._known)._asdict().items()
+            said = {name: value for name, value in before if value is not None}
+        said |= self._said
+        ttl = said.get("ttl", options.ttl)
         if value is None and options.negative_ttl is not None:
             ttl = options.negative_ttl
             if not ttl:
@@ -183,13 +257,14 @@ class LoadContext:
         if options.jitter:
             whole = default_ttl if ttl is None else check_ttl(ttl)
             ttl = None if whole is None else whole * (1 - options.jitter * random.random())
-        meta = Meta(took if options.early else None, self.etag, self.last_modified)
+        kept = {name: said[name] for name in ("ttl", "grace", "tags") if name in said}
+        took_now = took if options.early else None
         return terms_of(
             ttl,
-            tags=self.tags,
-            grace=self.grace,
+            tags=said.get("tags", options.tags),
+            grace=said.get("grace", options.grace),
             sliding=options.sliding,
-            meta=meta.packed(),
+            meta=Meta(took_now, self._etag, self._last_modified, **kept).packed(),
             local=options.local,
             redis_ttl=options.redis_ttl,
         )
@@ -202,14 +277,32 @@ class Meta(NamedTuple):
     """Seconds that the last load took."""
     etag: str | None = None
     last_modified: str | None = None
+    ttl: float | None = None
+    """What the factory said, and not the options; so too the two that follow."""
+    grace: float | None = None
+    tags: tuple[str, ...] | None = None
+    """Kept as the tags of the entry; packed is that it was the factory that said them."""
 
     def packed(self) -> bytes:
         found = {name: value for name, value in self._asdict().items() if value is not None}
-        for name in ("etag", "last_modified"):
-            if not isinstance(found.get(name, ""), str):
-                raise TypeError(f"{name} is str, not {type(found[name]).__name__}")
+        if "tags" in found:
+            found["tags"] = True
         packed: bytes = msgpack.packb(found) if found else b""
         return packed
+
+
+def _check_text(name: str, text: str | None, most: int) -> str | None:
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is str, not {type(text).__name__}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise not_utf8(text, name) from error
+    if size > most:
+        raise ValueError(f"{name} has at most {most} bytes, this one {size}")
+    return text
 
 
 def read_meta(entry: Entry | None) -> Meta:
@@ -218,15 +311,25 @@ def read_meta(entry: Entry | None) -> Meta:
         return Meta()
     try:
         found = msgpack.unpackb(entry.extra.meta)
-        took, etag, modified = (found.get(name) for name in Meta._fields)
+        took, etag, modified, ttl, grace, tagged = (found.get(name) for name in Meta._fields)
+        tags = tuple(tag.decode() for tag in entry.extra.tags) if tagged is True else None
     except Exception:
         # Whatever it is, it is not ours.
         return Meta()
     return Meta(
-        float(took) if isinstance(took, float | int) else None,
-        etag if isinstance(etag, str) else None,
-        modified if isinstance(modified, str) else None,
+        _seconds(took),
+        etag if isinstance(etag, str) and len(etag) <= MAX_ETAG_BYTES else None,
+        modified if isinstance(modified, str) and len(modified) <= MAX_DATE_BYTES else None,
+        _seconds(ttl) or None,
+        _seconds(grace),
+        tags,
     )
+
+
+def _seconds(found: object) -> float | None:
+    if isinstance(found, bool) or not isinstance(found, float | int):
+        return None
+    return float(found) if 0 <= found <= MAX_TTL else None
 
 
 def is_early(entry: Entry, options: Options) -> bool:
