@@ -26,9 +26,6 @@ MAX_TAG_BYTES: Final = 100
 MAX_META_BYTES: Final = 1024
 _HEAD: Final = struct.Struct("<HBxII")
 MAX_EXTRA_BYTES: Final = _HEAD.size + MAX_TAGS * (1 + MAX_TAG_BYTES) + MAX_META_BYTES
-GRACE_AT: Final = 4
-"""Where in the block the grace stands."""
-MOST_TENTHS: Final = (1 << 32) - 1
 
 
 class ExtraFormatError(ValueError):

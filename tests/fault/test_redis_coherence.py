@@ -326,6 +326,29 @@ def test_foreign_writes_are_heard_of_and_own_ones_do_not_come_back(
     play(story, tmp_path, redis.url)
 
 
+def test_a_foreign_deletion_is_heard_of_before_the_answer_to_the_write_is(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    with proxied(redis, tmp_path) as (proxy, url):
+
+        async def story() -> None:
+            async with running(Host(settings(url), tmp_path / "host")) as host:
+                await host.in_sync()
+                await until(lambda: host.remote.stats()["tracking"]["active"], "tracking")
+                await host.set(b"earlier", b"v")
+                async with trio.open_nursery() as nursery:
+                    proxy.hold = b"QUEUED"
+                    nursery.start_soon(host.set, b"k", b"v")
+                    await trio.to_thread.run_sync(proxy.holding.wait)
+                    redis.client.delete("bi:perf:k")
+                    redis.client.delete("bi:perf:earlier")
+                    await until(lambda: host.invalidated == [b"earlier"], "the news")
+                    proxy.let_go()
+                await until(lambda: host.invalidated == [b"earlier", b"k"], "the news")
+
+        trio.run(story, strict_exception_groups=True)
+
+
 def test_a_renewal_prolongs_no_entry_that_another_host_has_stored_since(
     untracked: RedisServer, tmp_path: Path
 ) -> None:

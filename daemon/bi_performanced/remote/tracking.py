@@ -144,13 +144,16 @@ class Tracking:
                     continue
                 shard.flights.touched(key)
                 if shard.sink.holds(key) is not None:
-                    self._suspects[key] = None
-                    self._suspected.set()
+                    self._suspect(key)
                 done += 1
                 if done % SLICE == 0:
                     await trio.lowlevel.checkpoint()
 
     # ── who did it
+
+    def _suspect(self, key: bytes) -> None:
+        self._suspects[key] = None
+        self._suspected.set()
 
     async def _look_at_suspects(self) -> None:
         while True:
@@ -164,12 +167,16 @@ class Tracking:
     async def _look(self, keys: list[bytes]) -> None:
         """Let go of the entries here whose key a foreign program has changed or deleted."""
         shard = self._shard
-        held = {
-            key: place
-            for key in keys
-            # What waits to be written is newer than whatever has happened in Redis.
-            if (place := shard.sink.holds(key)) is not None and not shard.reading.waiting(key)[0]
-        }
+        held: dict[bytes, int] = {}
+        for key in keys:
+            place = shard.sink.holds(key)
+            if place is None:
+                continue
+            if not shard.reading.waiting(key)[0]:
+                held[key] = place
+            elif not shard.breaker.open:
+                # It may have been written before that happened, and the answer be on its way.
+                self._suspect(key)
         if not held:
             return
         try:
