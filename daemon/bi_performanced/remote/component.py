@@ -21,12 +21,14 @@ from bi_performanced.remote.connection import Connection, exchange
 from bi_performanced.remote.cursor import CursorFile
 from bi_performanced.remote.envelope import Codec, Envelope
 from bi_performanced.remote.fetching import Fetch
+from bi_performanced.remote.figures import Figures
 from bi_performanced.remote.leases import RemoteLeases
 from bi_performanced.remote.looking import look
 from bi_performanced.remote.names import Names
 from bi_performanced.remote.predicate import Matcher, Predicate
 from bi_performanced.remote.reader import LogReader
-from bi_performanced.remote.shard import Figures, Shard, Sink
+from bi_performanced.remote.shard import Shard
+from bi_performanced.remote.sink import Sink
 from bi_performanced.remote.sweeper import Sweeper
 from bi_performanced.remote.topology import Topology, check_server, find_topology
 from bi_performanced.remote.tracking import Tracking

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 import trio
@@ -16,6 +15,7 @@ from bi_performanced.remote.breaker import Breaker, RemoteAway
 from bi_performanced.remote.connection import Command, Connection
 from bi_performanced.remote.envelope import NEVER, Codec, Envelope, Version, aged
 from bi_performanced.remote.fetching import ATTEMPTS, LARGEST, Reading, now_ms
+from bi_performanced.remote.figures import Figures
 from bi_performanced.remote.flights import Ahead, Flights
 from bi_performanced.remote.line import Line
 from bi_performanced.remote.marks import Marks
@@ -23,6 +23,7 @@ from bi_performanced.remote.names import Names
 from bi_performanced.remote.outbox import Outbox
 from bi_performanced.remote.predicate import Matcher, Predicate
 from bi_performanced.remote.queue import Batch, Queue
+from bi_performanced.remote.sink import Sink
 
 log = structlog.get_logger("performance")
 
@@ -32,73 +33,6 @@ EXTENDED_AT_ONCE: Final = 256
 FULL_FOR: Final = 1.0
 """Seconds after a refusal for lack of memory, in which values are not tried."""
 SAVE_AGAIN: Final = 1.0
-
-
-class Sink(Protocol):
-    """What the cache does with news from other hosts. Synchronous; called on the loop."""
-
-    def invalidate(self, key: bytes) -> None:
-        """Another host or program has changed this key: what is here is older, and what is being
-        loaded."""
-
-    def overtaken(self, key: bytes) -> None:
-        """Another host has changed this key before what is here was fetched; what is being loaded
-        may be older."""
-
-    def holds(self, key: bytes) -> int | None:
-        """The number of the entry here that Redis has too, or None; a later one is greater."""
-
-    def let_go(self, key: bytes) -> None:
-        """The entry here may be old. What is being loaded is not."""
-
-    def apply(self, predicate: Predicate) -> None:
-        """Another host has cleared something."""
-
-    def drop_shared(self, shard: int | None) -> None:
-        """All that is shared (of the keys of a shard, by Remote.shard_of) must go: news were
-        missed. Each call names one reason in the log."""
-
-    def coherent(self, until: int) -> None:
-        """Shared entries may be trusted until then (nanoseconds of CLOCK_BOOTTIME)."""
-
-    def health(self, ok: bool, reason: str | None) -> None:
-        """Whether Redis can be asked: told once for each change."""
-
-
-@dataclass
-class Figures:
-    """Counters since the start."""
-
-    hits: int = 0
-    misses: int = 0
-    garbage: int = 0
-    unknown_format: int = 0
-    bad_signatures: int = 0
-    cleared: int = 0
-    """Entries that were found and had been cleared by tag, pattern or everything."""
-    raced: int = 0
-    """Fetches that were made anew because the key was changed meanwhile."""
-    errors: int = 0
-    stores: int = 0
-    deletes: int = 0
-    clears: int = 0
-    overflows: int = 0
-    """Values that were turned into deletions because the queue was full."""
-    refused: int = 0
-    """Values that Redis had no memory for; the old ones were deleted."""
-    lost_values: int = 0
-    """Values that were waiting when Redis went away; the old ones are deleted on return."""
-    flushed: int = 0
-    """Deletions of the outbox that were sent."""
-    replayed: int = 0
-    """Entries of the log that were read after a gap."""
-    invalidated: int = 0
-    """Keys that other hosts have changed."""
-    foreign: int = 0
-    """Keys of entries here that something else than a daemon has changed, or that have gone."""
-    dropped: int = 0
-    """How often all that is shared had to go."""
-    swept: int = 0
 
 
 class Shard:
