@@ -32,12 +32,14 @@ class Turn(Enum):
 class Joiner:
     """A caller that waits for another's load."""
 
-    __slots__ = ("flight", "outcome", "signal", "thread")
+    __slots__ = ("flight", "leads", "outcome", "signal", "thread")
 
-    def __init__(self, flight: Flight, signal: Signal) -> None:
+    def __init__(self, flight: Flight, signal: Signal, leads: bool) -> None:
         self.flight = flight
         self.thread = threading.get_ident()
         self.signal = signal
+        self.leads = leads
+        """Whether it would run the load at once; who has others to load first does not."""
         self.outcome: Landed | Turn | None = None
 
 
@@ -64,14 +66,17 @@ class Flights:
         self._lock = threading.RLock()
         self._flights: dict[bytes, Flight] = {}
 
-    def enter(self, key: bytes, signal: Callable[[], Signal]) -> Flight | Joiner:
-        """A flight to run and to end, or a place among those who wait for one."""
+    def enter(
+        self, key: bytes, signal: Callable[[], Signal], *, leads: bool = True
+    ) -> Flight | Joiner:
+        """A flight to run and to end, or a place among those who wait for one. Without `leads`
+        that is never told to run it: Turn.AGAIN instead."""
         with self._lock:
             flight = self._flights.get(key)
             if flight is None:
                 flight = self._flights[key] = Flight(key)
                 return flight
-            joiner = Joiner(flight, signal())
+            joiner = Joiner(flight, signal(), leads)
             flight.joiners[joiner] = None
             return joiner
 
@@ -86,15 +91,17 @@ class Flights:
             joiner.signal.set()
 
     def pass_on(self, flight: Flight) -> None:
-        """Whoever ran it gave up: the next one runs it, or it ends."""
+        """Whoever ran it gave up: the next one that leads runs it, or it ends."""
         with self._lock:
-            if not flight.joiners:
-                self._part(flight)
-                return
-            joiner, _ = flight.joiners.popitem(last=False)
-            joiner.outcome = Turn.LEAD
-            flight.thread = joiner.thread
-        joiner.signal.set()
+            joiner = next((each for each in flight.joiners if each.leads), None)
+            if joiner is not None:
+                del flight.joiners[joiner]
+                joiner.outcome = Turn.LEAD
+                flight.thread = joiner.thread
+        if joiner is None:
+            self.land(flight, Turn.AGAIN)
+        else:
+            joiner.signal.set()
 
     def leave(self, joiner: Joiner) -> None:
         """Wait no more. A flight that was just handed over is passed on."""

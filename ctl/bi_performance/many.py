@@ -113,7 +113,8 @@ class Bulk:
         joiners: list[Joiner] = []
         try:
             for name in pending:
-                entered = self._loader.flights.enter(name, self._world.signal)
+                # Not to be given a load that nobody would run while this one's own are.
+                entered = self._loader.flights.enter(name, self._world.signal, leads=False)
                 if isinstance(entered, Flight):
                     flights[name] = entered
                 else:
@@ -134,10 +135,8 @@ class Bulk:
         outcome = await self._loader.wait(self._world, joiner, bounded=bounded)
         if isinstance(outcome, Landed):
             self._found[joiner.flight.key] = decode(outcome.payload)
-        elif outcome is Turn.LEAD:
-            # Loaded in the next round, with all else that is missing then.
-            self._loader.flights.land(joiner.flight, Turn.AGAIN)
         elif outcome is Turn.AGAIN:
+            # What was given up is loaded in the next round, with all else that is missing then.
             self._look(joiner.flight.key)
 
     async def _lead(self, flights: dict[bytes, Flight], wait: float) -> None:

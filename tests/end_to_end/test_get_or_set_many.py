@@ -167,3 +167,47 @@ def test_what_is_deleted_while_it_is_loaded_is_not_stored(two: list[PerformanceO
 
     assert two[0].sync.cache.get_or_set_many(["a", "b"], load) == {"a": "aa", "b": "bb"}
     assert two[0].sync.cache.get_many(["a", "b"]) == {"b": "bb"}
+
+
+def test_who_waits_for_a_key_beside_loads_of_its_own_holds_up_nobody(
+    two: list[PerformanceOptimizer],
+) -> None:
+    """When the one that loads it is cancelled, another caller does, whoever joined before."""
+    cache = two[0].cache
+    asked: list[list[Any]] = []
+
+    async def work() -> None:
+        begun, go = asyncio.Event(), asyncio.Event()
+
+        async def hang() -> None:
+            begun.set()
+            await sleep(1000)
+
+        async def bulk(keys: list[Any]) -> dict[Any, Any]:
+            asked.append(keys)
+            await go.wait()
+            return doubled(keys)
+
+        async def quick() -> str:
+            return "quick"
+
+        async def until(condition: Any) -> None:
+            await asyncio.to_thread(wait_until, condition)
+
+        def joined(count: int) -> bool:
+            flight = two[0].cache._loader.flights._flights.get(b"a")
+            return flight is not None and len(flight.joiners) == count
+
+        first = asyncio.create_task(cache.get_or_set("a", hang, 60))
+        await begun.wait()
+        many = asyncio.create_task(cache.get_or_set_many(["a", "b"], bulk, 60))
+        await until(lambda: joined(1) and asked)
+        other = asyncio.create_task(cache.get_or_set("a", quick, 60))
+        await until(lambda: joined(2))
+        first.cancel()
+        assert await other == "quick", "though the bulk factory has not ended"
+        go.set()
+        assert await many == {"a": "quick", "b": "bb"}
+
+    asyncio.run(asyncio.wait_for(work(), 20))
+    assert asked == [["b"]]

@@ -37,10 +37,10 @@ class FlightsBesideModel(RuleBasedStateMachine):
         self.joined: dict[Flight, list[tuple[Joiner, Told]]] = {}
         self.over: list[tuple[Joiner, Told, Landed | Turn]] = []
 
-    @rule(key=KEYS)
-    def enter(self, key: bytes) -> None:
+    @rule(key=KEYS, leads=st.booleans())
+    def enter(self, key: bytes, leads: bool) -> None:
         told = Told()
-        found = self.flights.enter(key, lambda: told)
+        found = self.flights.enter(key, lambda: told, leads=leads)
         if isinstance(found, Flight):
             assert key not in self.new
             self.new[key] = found
@@ -73,12 +73,15 @@ class FlightsBesideModel(RuleBasedStateMachine):
         self._passed_on(flight)
 
     def _passed_on(self, flight: Flight) -> None:
-        if self.joined[flight]:
-            joiner, told = self.joined[flight].pop(0)
-            self.over.append((joiner, told, Turn.LEAD))
+        if (next_one := self._next(flight)) is not None:
+            self.joined[flight].remove(next_one)
+            self.over.append((*next_one, Turn.LEAD))
         else:
-            del self.joined[flight]
+            self.over += [(*each, Turn.AGAIN) for each in self.joined.pop(flight)]
             self._over(flight)
+
+    def _next(self, flight: Flight) -> tuple[Joiner, Told] | None:
+        return next((each for each in self.joined[flight] if each[0].leads), None)
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
@@ -92,11 +95,11 @@ class FlightsBesideModel(RuleBasedStateMachine):
     @rule(key=KEYS)
     def be_cancelled_when_just_handed_over(self, key: bytes) -> None:
         flight = self.new.get(key)
-        if flight is not None and self.joined[flight]:
-            joiner, told = self.joined[flight][0]
+        if flight is not None and (next_one := self._next(flight)) is not None:
+            joiner, told = next_one
             self.flights.pass_on(flight)
             assert joiner.outcome is Turn.LEAD and told.count == 1
-            self.joined[flight].pop(0)
+            self.joined[flight].remove(next_one)
             self.flights.leave(joiner)
             self._passed_on(flight)
 
