@@ -26,8 +26,10 @@ CLOSE_WITHIN: Final = 5.0
 class Running:
     """One of them. Callers in any loop and thread may wait for its end."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, alive: Callable[[], bool]) -> None:
         self.key = key
+        self.alive = alive
+        """Whether it can go on: its event loop may have been closed over it."""
         self.cancel: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._over = False
@@ -70,12 +72,14 @@ class Background:
         """
         with self._lock:
             running = self._running.get(key)
-            if running is not None:
+            if running is not None and running.alive():
                 return running
+            if len(self._running) >= MOST:
+                self._running = {key: each for key, each in self._running.items() if each.alive()}
             if len(self._running) >= MOST:
                 self.skipped += 1
                 return None
-            running = self._running[key] = Running(key)
+            running = self._running[key] = Running(key, world.signal().alive)
 
         try:
             running.cancel = world.spawn(load, lambda: self._end(running))
@@ -98,7 +102,7 @@ class Background:
     def cancel(self) -> list[Running]:
         """Cancel what can be; all that had not ended."""
         with self._lock:
-            left = list(self._running.values())
+            left = [running for running in self._running.values() if running.alive()]
         for running in left:
             if running.cancel is not None:
                 running.cancel()

@@ -46,10 +46,12 @@ class Joiner:
 class Flight:
     """One load, through all who run it in turn."""
 
-    __slots__ = ("joiners", "key", "thread")
+    __slots__ = ("joiners", "key", "leader", "thread")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, leader: Signal) -> None:
         self.key = key
+        self.leader = leader
+        """Of who runs it; told nothing."""
         self.thread = threading.get_ident()
         """In which, or in whose loop, it is run."""
         self.joiners: OrderedDict[Joiner, None] = OrderedDict()
@@ -73,8 +75,11 @@ class Flights:
         that is never told to run it: Turn.AGAIN instead."""
         with self._lock:
             flight = self._flights.get(key)
+            if flight is not None and not flight.leader.alive():
+                self.land(flight, Turn.AGAIN)
+                flight = None
             if flight is None:
-                flight = self._flights[key] = Flight(key)
+                flight = self._flights[key] = Flight(key, signal())
                 return flight
             joiner = Joiner(flight, signal(), leads)
             flight.joiners[joiner] = None
@@ -93,15 +98,21 @@ class Flights:
     def pass_on(self, flight: Flight) -> None:
         """Whoever ran it gave up: the next one that leads runs it, or it ends."""
         with self._lock:
-            joiner = next((each for each in flight.joiners if each.leads), None)
-            if joiner is not None:
+            able = (each for each in flight.joiners if each.leads and each.signal.alive())
+            if (joiner := next(able, None)) is not None:
                 del flight.joiners[joiner]
+                flight.leader = joiner.signal
                 joiner.outcome = Turn.LEAD
                 flight.thread = joiner.thread
         if joiner is None:
             self.land(flight, Turn.AGAIN)
         else:
             joiner.signal.set()
+
+    def look(self, joiner: Joiner) -> None:
+        """End the flight that this one waits for, if its event loop was closed over it."""
+        if joiner.outcome is None and not joiner.flight.leader.alive():
+            self.land(joiner.flight, Turn.AGAIN)
 
     def leave(self, joiner: Joiner) -> None:
         """Wait no more. A flight that was just handed over is passed on."""

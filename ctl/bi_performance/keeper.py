@@ -43,13 +43,31 @@ class Asked:
     """A request for a lease. `state` None means that it is unanswered, "" that there is no daemon
     to answer it."""
 
-    __slots__ = ("_generation", "args", "gone", "keeper", "payload", "state", "token", "wake")
+    __slots__ = (
+        "_generation",
+        "alive",
+        "args",
+        "gone",
+        "keeper",
+        "payload",
+        "state",
+        "token",
+        "wake",
+    )
 
-    def __init__(self, keeper: Keeper, args: dict[str, Any], wake: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        args: dict[str, Any],
+        wake: Callable[[], object],
+        alive: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.keeper = keeper
         self.args = args
         self._generation = keeper.generation
         self.wake = wake
+        self.alive = alive
+        """Whether who asked can go on: its event loop may have been closed over it."""
         self.state: str | None = None
         self.token: bytes | None = None
         self.payload: bytes | None = None
@@ -105,16 +123,23 @@ class Keeper:
         self._start()
 
     def ask(
-        self, key: bytes, wake: Callable[[], object], *, wait: float, refresh: bool = False
+        self,
+        key: bytes,
+        wake: Callable[[], object],
+        *,
+        wait: float,
+        refresh: bool = False,
+        alive: Callable[[], bool] = lambda: True,
     ) -> Asked:
         """Ask for the lease of a key; `wake` is called in the keeper's thread once it is answered.
+        A lease is given up when `alive`, called there too, says that nobody can use it.
 
         `finish` must follow in any case.
         """
         args = {"key": key, "wait": wait, "payload": True, "ticket": next(self._tickets)}
         if refresh:
             args["refresh"] = True
-        asked = Asked(self, args, wake)
+        asked = Asked(self, args, wake, alive)
         self.put(asked)
         return asked
 
@@ -290,6 +315,9 @@ class Work:
             return
         if self._beat_id is None:
             if now >= self._beat_at + self._every:
+                for asked in [each for each in self._held if not each.alive()]:
+                    asked.gone = True
+                    self._finish(asked, False, False)
                 self._beat_id = self._request("cache.renew", {})
                 self._beat_at = now
         elif now - self._beat_at > ANSWER_WITHIN:

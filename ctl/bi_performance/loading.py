@@ -38,7 +38,9 @@ LEASE_WAIT: Final = 30.0
 NESTED_WAIT: Final = 10.0
 """Seconds that a factory waits for what another one loads: they may wait for each other."""
 LOOK_EVERY: Final = 0.5
-"""Seconds between two looks of a thread at whom it waits for."""
+"""Seconds between two looks at whom one waits for: it may not go on."""
+LOOKS_A_SECOND: Final = 500
+"""Of all tasks that wait for one load."""
 LOOKS: Final = 3
 """How often a value that is said to be there is looked for in vain before it is loaded anyway."""
 TOUCH_EVERY: Final = 0.05
@@ -202,8 +204,11 @@ class Loader:
         until = time.monotonic() + NESTED_WAIT if bounded else float("inf")
         try:
             while joiner.outcome is None and time.monotonic() < until:
+                self.flights.look(joiner)
                 if world is not THREADS:
-                    await joiner.signal.wait(NESTED_WAIT if bounded else None)
+                    # The more there are, the less often each need look.
+                    every = LOOK_EVERY + len(joiner.flight.joiners) / LOOKS_A_SECOND
+                    await joiner.signal.wait(min(every, NESTED_WAIT) if bounded else every)
                 elif joiner.flight.thread == threading.get_ident():
                     break
                 else:
@@ -282,7 +287,9 @@ class Loader:
         wait = LEASE_WAIT if work.wait is None else work.wait
         if nested() or world.blocks_a_loop:
             wait = min(wait, NESTED_WAIT)
-        asked = self.keeper.ask(work.key, signal.set, wait=wait, refresh=work.refresh)
+        asked = self.keeper.ask(
+            work.key, signal.set, wait=wait, refresh=work.refresh, alive=signal.alive
+        )
         try:
             await signal.wait(None)
         except BaseException:

@@ -193,10 +193,11 @@ class Bulk:
         if self._loader.link.resting:
             leases.update((name, self._loader.unanswered(name)) for name in names)
             return
-        asking = _Asking(self._world.signal(), len(names), each=wait > 0)
+        signal = self._world.signal()
+        asking = _Asking(signal, len(names), each=wait > 0)
         for name in names:
             leases[name] = self._loader.keeper.ask(
-                name, asking.answered, wait=wait, refresh=refresh
+                name, asking.answered, wait=wait, refresh=refresh, alive=signal.alive
             )
         while asking.left > 0 and not any(
             asked is not None and asked.state == LEADER for asked in leases.values() if wait

@@ -36,6 +36,9 @@ class Signal(Protocol):
     async def wait(self, seconds: float | None) -> bool:
         """Whether it was set within so many seconds (None: however long it takes)."""
 
+    def alive(self) -> bool:
+        """Whether who waits for it, or made it, can ever go on. Called in any thread."""
+
 
 class World(Protocol):
     """One of the three."""
@@ -99,6 +102,9 @@ class Threads:
 
         async def wait(self, seconds: float | None) -> bool:
             return self._event.wait(seconds)
+
+        def alive(self) -> bool:
+            return True
 
     @property
     def blocks_a_loop(self) -> bool:
@@ -172,6 +178,10 @@ class Asyncio:
             await asyncio.wait((self._future,), timeout=seconds)
             return self._future.done()
 
+        def alive(self) -> bool:
+            # One that only does not run may be run again.
+            return not self._loop.is_closed()
+
     blocks_a_loop = False
 
     def cancelled(self) -> type[BaseException]:
@@ -241,6 +251,10 @@ class Trio:
             with trio.move_on_after(trio_seconds(seconds)):
                 await self._event.wait()
             return self._event.is_set()
+
+        def alive(self) -> bool:
+            # A run does not end before its tasks.
+            return True
 
     blocks_a_loop = False
 

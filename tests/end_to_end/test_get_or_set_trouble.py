@@ -356,3 +356,60 @@ def test_a_task_that_outlives_the_load_it_was_started_in_is_no_part_of_it(
 
     run(in_trio if run is under_trio else in_asyncio)
     assert calls == ["first", "later"]
+
+
+@pytest.mark.parametrize("with_daemon", [True, False])
+def test_a_loop_that_was_closed_over_a_load_holds_up_nobody(
+    here: PerformanceOptimizer, there: PerformanceOptimizer, tmp_path: Path, with_daemon: bool
+) -> None:
+    if not with_daemon:
+        here = there = PerformanceOptimizer(str(tmp_path / "none.sock"))
+    begun = asyncio.Event()
+
+    async def hang() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(here.cache.get_or_set("k", hang, 60))
+    loop.run_until_complete(begun.wait())
+    waiters = [
+        Caller(lambda: ask(here, None, lambda: "new")),
+        Caller(lambda: ask(here, under_asyncio, lambda: "new")),
+    ]
+    until_joined(here, "k", 2)
+    if with_daemon:
+        waiters.append(Caller(lambda: ask(there, None, lambda: "new")))
+        until_waiting(here)
+    assert not any(each.outcome for each in waiters), "a loop that does not run may go on"
+    loop.close()
+    assert [each.result() for each in waiters] == ["new"] * len(waiters)
+    assert ask(here, under_asyncio, lambda: "new", "k") == "new"
+    assert not task.done()
+    if not with_daemon:
+        here.close()
+
+
+def test_a_loop_that_was_closed_over_a_load_in_the_background_does_not_keep_a_value_stale(
+    here: PerformanceOptimizer,
+) -> None:
+    cache = here.sync.cache
+    assert cache.set("k", "old", 60, grace=60) and cache.expire("k")
+    begun = asyncio.Event()
+
+    async def hang() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def begin() -> Any:
+        found = await here.cache.get_or_set("k", hang, 60, grace=60)
+        await begun.wait()
+        return found
+
+    loop = asyncio.new_event_loop()
+    assert loop.run_until_complete(begin()) == "old"
+    loop.close()
+    wait_until(
+        lambda: cache.get_or_set("k", lambda: "new", 60, grace=60) == "new",
+        what="a load that another one begins",
+    )

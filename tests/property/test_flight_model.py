@@ -23,6 +23,9 @@ class Told:
     async def wait(self, seconds: float | None) -> bool:
         return bool(self.count)
 
+    def alive(self) -> bool:
+        return True
+
 
 class FlightsBesideModel(RuleBasedStateMachine):
     """Whoever waits does so for somebody who runs the load, and is told once."""
