@@ -29,7 +29,7 @@ from bi_performanced.remote.topology import field
 
 log = structlog.get_logger("performance")
 
-BLOCK = 0.15
+BLOCK = 0.3
 """Seconds that Redis waits for news before it says that there are none."""
 GATHER: Final = 0.002
 """Seconds between two questions while there are news: they come together then."""
