@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from bi_performanced.cache import home
+from bi_performanced.cache import copying
 from bi_performanced.cache.component import Cache
 from bi_performanced.cache.terms import Terms
 from bi_performanced.config import CacheSettings
@@ -20,7 +20,8 @@ KEYS = 4000
 def test_changes_during_a_move_are_in_the_new_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clears: bool
 ) -> None:
-    monkeypatch.setattr(home, "LAST_ROUND", 20)
+    monkeypatch.setattr(copying, "LAST_ROUND", 20)
+    monkeypatch.setattr(copying, "ANY_ROUND", 20)
     settings = CacheSettings(max_bytes=4 << 20, max_size=50_000)
     rng = random.Random(5)
     model: dict[bytes, bytes] = {}

@@ -22,7 +22,18 @@ from bi_performanced.cache.past import Use, Why
 from bi_performanced.cache.ring import Damaged, Ring
 from bi_performanced.cache.shadows import FIRST_SHARE
 
-_EVICTED_AT_ONCE: Final = 64
+AT_ONCE: Final = 64
+"""Entries that leave, or that a tail passes, between two looks at the clock."""
+MOST_CARRIED: Final = 64
+"""Used entries that one eviction passes: then the one of them that was used least leaves."""
+MOST_TIDIED: Final = 64
+"""Live entries that a record that comes moves out of the way of those to come."""
+TIDIED: Final = 32
+"""And their bytes, as a multiple of its own."""
+MANY: Final = 10_000
+"""Entries from which on going over all of them is too long for one step."""
+MOST_EVICTED: Final = 500
+"""Entries that may have to leave at once for a single one."""
 
 
 class Evicting(Entries):
@@ -47,9 +58,41 @@ class Evicting(Entries):
         self.max_bytes = min(self.max_bytes, max_bytes)
         while self.live_bytes > self.max_bytes or self.entries > self.max_entries:
             self._fill_up()
-            for _ in range(_EVICTED_AT_ONCE):
+            for _ in range(AT_ONCE):
                 if self.live_bytes > self.max_bytes or self.entries > self.max_entries:
                     self._evict(now)
+            yield
+
+    def tight(self) -> bool:
+        """Whether the main ring's tail should be moved on, with nobody waiting for it."""
+        main = self.main
+        return main.bytes - main.head + main.tail < main.low and self.entries >= MANY
+
+    def cramped(self, size: int) -> bool:
+        """Whether so much has to leave or to move for a record that `make_room` should do it."""
+        entries = self.small_entries + self.main_entries
+        if entries < MANY:
+            return False
+        live = self.small_bytes + self.main_bytes
+        return live + size - self.max_bytes > MOST_EVICTED * live // entries or not self.main.fits(
+            size + self.main.reserve
+        )
+
+    def make_room(self, size: int, now: int) -> Iterator[None]:
+        """Let entries leave, and the main ring's tail move, until a record fits with room to
+        spare, yielding now and then."""
+        while self._over(size, NONE) and self.entries:
+            self._fill_up()
+            for _ in range(AT_ONCE):
+                if self.entries and self._over(size, NONE):
+                    self._evict(now)
+            yield
+        main = self.main
+        wanted, once_round = size + main.low, main.tail + main.bytes
+        while not main.fits(wanted) and main.tail < min(main.head, once_round):
+            for _ in range(AT_ONCE):
+                if main.tail < main.head and not main.pass_dead(main.ahead):
+                    self._pass_tail(main, now)
             yield
 
     def punch(self) -> None:
@@ -112,9 +155,13 @@ class Evicting(Entries):
     def _evict_from(self, ring: Ring, keep_at: int, now: int) -> bool:
         """Pass the ring's tail until an entry left; False when the ring ran empty.
 
-        Ends: a used entry comes round with a lower count, or leaves for the main ring.
+        Ends: a used entry comes round with a lower count, or leaves for the main ring, and of
+        MOST_CARRIED in a row the one that was used least leaves.
         """
         index = self.index
+        carried = 0
+        least = L.TOUCH_COUNT + 1
+        least_used = 0, 0
         while ring.tail < ring.head:
             position = ring.tail
             size, state = ring.peek(position)
@@ -130,7 +177,16 @@ class Evicting(Entries):
                 continue
             count = index.frequency(slot)
             if kept_until > now and count >= keep_at:
+                if carried == MOST_CARRIED:
+                    slot = index.find_place(*least_used)
+                    if slot != NONE:
+                        self._evict_slot(slot, now)
+                        return True
+                carried += 1
                 slot = self._carry(ring, position, size, slot, digest, key, now)
+                if count < least:
+                    least = count
+                    least_used = digest, index.cells[slot] & L.PLACE
                 if ring is self.small:
                     self.counters.promotions += 1
                     index.set_frequency(slot, 0)
@@ -193,10 +249,40 @@ class Evicting(Entries):
         What is asked for is more than the record: with the ring's reserve a live entry at the
         tail is copied to the head before the tail passes it, so that readers find it all the time.
         """
+        if ring.bit:
+            self._tidy(size, now)
+            # With a look at the bytes alone: of two laps that do not fit behind one another no
+            # record but the next is meant.
+            if ring.fits(size) and ring.bytes - ring.head + ring.tail >= size + ring.reserve // 2:
+                return
         wanted = size + ring.reserve + ring.ahead
+        passed = 0
         while not ring.fits(wanted) and ring.tail < ring.head:
             if not ring.pass_dead(wanted):
+                if passed >= MOST_TIDIED and ring.fits(size):
+                    # The next one that comes goes on.
+                    break
+                passed += 1
                 self._pass_tail(ring, now)
+        if not ring.bit:
+            self._tidy(size, now)
+
+    def _tidy(self, size: int, now: int) -> None:
+        """Move the main ring's tail on a little, for the records to come.
+
+        All that lives may lie between it and what is dead: passing that takes seconds for a
+        million entries, so each record of `size` bytes moves TIDIED times its own, from the moment
+        on at which a TIDIED-th of the ring is left.
+        """
+        main = self.main
+        left = TIDIED * size
+        for _ in range(MOST_TIDIED):
+            if left <= 0 or main.tail == main.head or main.fits(size + main.low):
+                return
+            before = main.tail
+            if not main.pass_dead(main.ahead):
+                self._pass_tail(main, now)
+                left -= main.tail - before
 
     def _pass_tail(self, ring: Ring, now: int) -> None:
         position = ring.tail

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from array import array
+from mmap import mmap
+from typing import Final
 
-_STAMP = (1 << 32) - 1
+_STAMP: Final = (1 << 16) - 1
+_UNITS: Final = 1024
+"""Into how many the span that is remembered is divided, at the least, in a large store."""
 REACH = 4
 """How many times the store's entries the keys that are counted as returning may be ago."""
 MOST_SAMPLED = 16_384
@@ -13,47 +16,55 @@ _SAMPLE_SHIFT = 20
 
 
 class Ghost:
-    """The last `capacity` hashes that were added, in 16 bytes each.
+    """The last `capacity` hashes that were added, in 8 bytes each.
 
-    A table of buckets of two words, each a 32-bit part of the hash and the 32-bit count of
+    A table of buckets of two words, each a 16-bit part of the hash and in 16 bits the count of
     insertions at which it came (as CacheLib keeps its ghosts): an entry is a member while fewer
     than `capacity` insertions followed it. A full bucket forgets its older word, so a few ghosts
-    go early; a wrong member needs 32 equal bits in one bucket.
+    go early; a wrong member needs 16 equal bits in one bucket, and 64 times the capacity must pass
+    before an old word could seem new. Of a large store insertions are counted by the thousandth of
+    the capacity. The table takes memory only where something was added: under LRU none.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = max(1, capacity)
         self._buckets = self.capacity
-        self._words = array("Q", bytes(8)) * (2 * self._buckets)
+        self._shift = max(0, (self.capacity // _UNITS).bit_length() - 1)
+        self._span = self.capacity >> self._shift
         self._count = self.capacity + 1  # so that the zeroed words are too old
+        self._words = self._zeros()
+
+    def _zeros(self) -> memoryview[int]:
+        return memoryview(mmap(-1, 8 * self._buckets)).cast("I")
 
     def add(self, digest: int) -> None:
         self._count = count = self._count + 1
+        stamp = count >> self._shift
         at = digest % self._buckets * 2
         words = self._words
-        mark = digest >> 32
+        mark = digest >> 48
         first, second = words[at], words[at + 1]
-        if first >> 32 == mark:
+        if first >> 16 == mark:
             pass
-        elif second >> 32 == mark or (count - first & _STAMP) < (count - second & _STAMP):
+        elif second >> 16 == mark or (stamp - first & _STAMP) < (stamp - second & _STAMP):
             at += 1
-        words[at] = mark << 32 | count & _STAMP
+        words[at] = mark << 16 | stamp & _STAMP
 
     def take(self, digest: int) -> bool:
         """Whether the hash is a member; it is forgotten then."""
         at = digest % self._buckets * 2
-        mark = digest >> 32
+        mark = digest >> 48
         words = self._words
         for here in (at, at + 1):
             word = words[here]
-            if word >> 32 == mark and word:
+            if word >> 16 == mark and word:
                 words[here] = 0
-                return (self._count - word & _STAMP) < self.capacity
+                return ((self._count >> self._shift) - word & _STAMP) < self._span
         return False
 
     def clear(self) -> None:
-        """Forget all: every count is too old from now on."""
-        self._count += self.capacity
+        """Forget all."""
+        self._words = self._zeros()
 
 
 class Returns:

@@ -20,12 +20,12 @@ import trio
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import BUSY, TOO_LARGE, WireError
 from bi_performanced.cache.clients import Clients, boot_clock
+from bi_performanced.cache.copying import Copying
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import ALIVE_NS, Opened
 from bi_performanced.cache.past import Why
-from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
-from bi_performanced.cache.sweeping import SLICE, SWEEP_SLOTS
+from bi_performanced.cache.sweeping import SWEEP_SLOTS
 from bi_performanced.config import CacheSettings
 from bi_performanced.config.limits import free_bytes, headroom, room
 
@@ -34,12 +34,6 @@ log = structlog.get_logger("performance")
 HEARTBEAT = 0.25
 """Seconds between two renewals of the readers' deadline, by the loop itself."""
 GROW_AT = 0.75
-LONG_SLICE = 0.01
-"""Seconds that a slice of a copy takes, instead of SLICE, when writers are about to overtake it."""
-HURRY_AT = 0.85
-HURRY = 2000
-LAST_ROUND = 500
-"""Changed keys that are settled in one step, at the end of a copy."""
 SOON = 20.0
 """Seconds within which a store that fills up is followed by one of four times its size."""
 RELEASE_AFTER = 30.0
@@ -54,6 +48,8 @@ SPARE_GROWING = 32 << 20
 MOST_LEFT = 2
 """Stores that were left and are kept for those who still read there, at the most."""
 RETRY_GROWTH = 60.0
+ROOM_KEPT = 0.1
+"""Seconds for which room that was made is taken for being there."""
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
 
@@ -90,7 +86,7 @@ class Home:
         self.clients = Clients(opened.store, _read_only(opened.path))
         self.failed: str | None = None
         """Why the store does not have the size, or take the entries, that it should."""
-        self.copying = False
+        self._copying = Copying()
         self.hollow = False
         """The free parts of the store's file have no memory behind them: nothing can be put."""
         self._lock_fd = opened.lock_fd
@@ -102,13 +98,20 @@ class Home:
         self._wake = trio.Event()
         self._grown = trio.Event()
         self._wanted_record = 0
+        self._tight = trio.Event()
+        self._wanted_room = 0
+        self._room_made = -1.0
         self._growth_retry = 0.0
-        self._cleared_while_copying = False
         self._resizing = trio.Lock()
         self._sweep_at = 0
         self._left: list[Left] = []
         if self._wanted_limits(settings) is not None:
             self._wake.set()
+
+    @property
+    def copying(self) -> bool:
+        """Whether the entries are being copied to another store."""
+        return self._copying.active
 
     @property
     def epoch(self) -> int:
@@ -143,7 +146,7 @@ class Home:
 
     def clear(self) -> int:
         """Drop every entry in one step; how many there were."""
-        self._cleared_while_copying = self.copying
+        self._copying.note_clear()
         return self.store.clear()
 
     def note_clear(
@@ -179,6 +182,21 @@ class Home:
         store = self.store
         if store.live_bytes > GROW_AT * store.max_bytes < self.settings.max_bytes:
             self._wake.set()
+        if store.tight():
+            self._tight.set()
+
+    def check_size(self, size: int) -> None:
+        """Raise Growing for a record of so many bytes whose room takes long to make; it is being
+        made then. Who comes back has it, at whatever cost, for some time."""
+        if self.store.cramped(size) and trio.current_time() >= self._room_made + ROOM_KEPT:
+            self._wanted_room = max(self._wanted_room, size)
+            self._tight.set()
+            raise Growing(
+                BUSY,
+                f"room is being made for {size} bytes",
+                field="value",
+                hint="try again in a second",
+            )
 
     def refuse_large(
         self, key: bytes, payload: bytes, error: TooLarge, extra: bytes = b""
@@ -239,6 +257,7 @@ class Home:
         async with trio.open_nursery() as nursery:
             self._beat()
             nursery.start_soon(self._grow_when_full)
+            nursery.start_soon(self._make_room)
             task_status.started()
             while True:
                 await trio.sleep(HEARTBEAT)
@@ -330,6 +349,28 @@ class Home:
             self._grown.set()
             self._grown = trio.Event()
 
+    async def _make_room(self) -> None:
+        """Let entries leave, and move the tail on, before a record that comes would have to."""
+        while True:
+            await self._tight.wait()
+            size, self._wanted_room = self._wanted_room, 0
+            self._tight = trio.Event()
+            try:
+                await self._copying.in_slices(self.store, self._room_steps(self.store, size))
+            except Damaged as error:
+                self.rebuild(error)
+            if size:
+                self._room_made = trio.current_time()
+                self._grown.set()
+                self._grown = trio.Event()
+            await trio.lowlevel.checkpoint()
+
+    def _room_steps(self, store: Store, size: int) -> Iterator[None]:
+        steps = store.make_room(size, boot_clock())
+        # Nothing may be moved to where there is no memory.
+        while not self.hollow and store is self.store and next(steps, steps) is not steps:
+            yield
+
     async def _try_to_grow(self, max_entries: int, max_bytes: int) -> None:
         try:
             await self.resize(max_entries, max_bytes)
@@ -370,7 +411,7 @@ class Home:
             await self._move(max_entries, max_bytes)
             return
         limits = store.max_entries, store.max_bytes
-        await self._in_slices(store, store.shrink(max_entries, max_bytes, boot_clock()))
+        await self._copying.in_slices(store, store.shrink(max_entries, max_bytes, boot_clock()))
         try:
             if await self._has_room(max_entries, max_bytes, spare=SPARE):
                 await self._move(max_entries, max_bytes)
@@ -431,11 +472,10 @@ class Home:
         target = await trio.to_thread.run_sync(create, limiter=self._threads)
         old = self.store
         try:
-            await self._copy(old, target)
+            await self._copying.copy(old, target)
             store_fd = _read_only(new_path)
         except BaseException:
             old.journal = None
-            self.copying = False
             target.close()
             new_path.unlink(missing_ok=True)
             raise
@@ -456,35 +496,6 @@ class Home:
         )
         now = trio.current_time()
         self._left.append(Left(old, epoch - 1, now + RELEASE_SOON, now + RELEASE_AFTER))
-
-    async def _copy(self, old: Store, target: Store) -> None:
-        """Copy in slices, then what changed meanwhile, in rounds until the last is short."""
-        while True:
-            journal: set[bytes] = set()
-            old.journal = journal
-            self.copying, self._cleared_while_copying = True, False
-            await self._in_slices(old, copy_entries(old, target, boot_clock()))
-            while not self._cleared_while_copying and len(old.journal) > LAST_ROUND:
-                journal, old.journal = old.journal, set()
-                await self._in_slices(old, settle(old, target, journal, boot_clock()))
-            self.copying = False
-            if not self._cleared_while_copying:
-                # Nothing awaits from here until the new store is in service.
-                for _ in settle(old, target, old.journal, boot_clock()):
-                    pass
-                return
-            target.clear()
-
-    async def _in_slices(self, old: Store, work: Iterator[None]) -> None:
-        """Run work for a while at a time, longer when the old store is about to be full."""
-        deadline = trio.current_time() + SLICE
-        for _ in work:
-            if self._cleared_while_copying:
-                return
-            if trio.current_time() >= deadline:
-                await trio.lowlevel.checkpoint()
-                hurry = old.live_bytes > HURRY_AT * old.max_bytes or len(old.journal or ()) > HURRY
-                deadline = trio.current_time() + (LONG_SLICE if hurry else SLICE)
 
 
 def _alive_word(epoch: int) -> int:

@@ -7,6 +7,7 @@ entry from a reader that is between two slots of its run: a miss, never a wrong 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 from bi_performance_wire import layout as L
@@ -17,12 +18,10 @@ MOST_LOOKS: Final = 64
 """Entries that one search for the oldest looks at: the bound of what an eviction may take."""
 _FIRST_CHUNK: Final = 256
 _CHUNK: Final = 8192
-_EMPTY_SWEEPS: Final = 4
-_MARKS: Final = {
-    tick: bytes(int(touched & L.TICK_BITS == tick) for touched in range(256))
-    for tick in range(0, 256, L.TICK_ONE)
-}
-"""For each tick, what tells the touches of it from others by `bytes.translate`."""
+_SWEEPS: Final = 2
+_LARGE: Final = 1 << 15
+"""Slots from which on a sweep over all takes long."""
+_GROUPS: Final = 64
 
 
 class Index:
@@ -41,9 +40,9 @@ class Index:
         self.touch_maps: list[memoryview] = []
         self.tick = L.TICK_ONE
         """What is used now is marked with it."""
-        self._bucket = L.TICK_ONE
-        self._hand = 0
-        self._found_some = False
+        self._counts = [0] * (L.TICKS + 1)
+        """How many entries are marked with each tick in `_frequency`, by tick / TICK_ONE."""
+        self.begin_search()
 
     def copy(self) -> Index:
         """What is in it now, in memory of its own, without the touch maps."""
@@ -64,6 +63,7 @@ class Index:
             for start in range(0, len(view), len(_ZEROS)):
                 end = min(len(view), start + len(_ZEROS))
                 view[start:end] = _ZEROS[: end - start]
+        self._counts = [0] * (L.TICKS + 1)
 
     # ── touches: when an entry was used last, in ticks, and how often
 
@@ -97,7 +97,13 @@ class Index:
 
     def set_frequency(self, slot: int, count: int) -> None:
         """Have the entry used so often; when it was used last stays as it was."""
-        self._set_touched(slot, self.last_used(slot) | count)
+        self._retouch(slot, self.last_used(slot) | count)
+
+    def _retouch(self, slot: int, touched: int) -> None:
+        """Note down when and how often the entry of a slot was used."""
+        self._counts[self._frequency[slot] // L.TICK_ONE] -= 1
+        self._counts[touched // L.TICK_ONE] += 1
+        self._set_touched(slot, touched)
 
     def _set_touched(self, slot: int, touched: int) -> None:
         self._frequency[slot] = touched
@@ -110,14 +116,20 @@ class Index:
         count = touched & L.TOUCH_COUNT
         if count and not (touched ^ self.tick) & L.TICK_BITS:
             return False
-        self._frequency[slot] = self.tick | (count + (count < L.TOUCH_COUNT))
+        tick = self.tick
+        if touched ^ tick > L.TOUCH_COUNT:
+            counts = self._counts
+            counts[touched >> 2] -= 1
+            counts[tick >> 2] += 1
+        self._frequency[slot] = tick | (count + (count < L.TOUCH_COUNT))
         return True
 
     def begin_search(self) -> None:
-        """Have the search for the oldest begin with the oldest tick there can be."""
-        self._bucket = L.next_tick(self.tick)
+        """Have the search for the oldest begin anew."""
         self._hand = 0
-        self._found_some = False
+        self._group: tuple[int, ...] = ()
+        self._marks = bytes(256)
+        self._enough = 1
 
     def oldest(self) -> int:
         """The slot of the entry that was used longest ago, as far as ticks tell; or NONE.
@@ -128,53 +140,70 @@ class Index:
         """
         best, best_age = NONE, -1
         for _ in range(MOST_LOOKS):
-            slot = self._next_of_bucket()
+            slot = self._next_of_group()
             if slot == NONE or not self.touch_maps:
                 return slot
             last = self.last_used(slot)
-            if last == self._bucket:
+            if self._marks[last]:
                 return slot
-            self._set_touched(slot, last | self.frequency(slot))
+            self._retouch(slot, last | self.frequency(slot))
             if (age := self.age(last)) > best_age:
                 best, best_age = slot, age
         return best
 
-    def _next_of_bucket(self) -> int:
-        """A slot that was last known to have been used in the oldest tick of which there are any.
+    def _next_of_group(self) -> int:
+        """A slot that was last known to have been used in one of the oldest ticks; or NONE.
 
-        The search goes on where the last one ended. Within a sweep entries may have moved to where
-        it has been already: a tick is done with when a whole sweep has found none.
+        The search goes on where the last one ended.
         """
-        frequency = self._frequency
+        count = self._counts
+        left = 0
+        for tick in self._group:
+            left += count[tick]
+        if left < self._enough:
+            self._choose_group()
+            if not self._group:
+                return NONE
+        frequency, marks = self._frequency, self._marks
         room = len(frequency)
         chunk = _FIRST_CHUNK
-        for _ in range(_EMPTY_SWEEPS):
-            marks = _MARKS[self._bucket]
-            while self._hand < room:
-                hand = self._hand
+        # Entries may have moved to where the search has been already; beyond one more sweep there
+        # are none, whatever was counted.
+        for _ in range(_SWEEPS):
+            while (hand := self._hand) < room:
                 found = frequency[hand : hand + chunk].tobytes().translate(marks).find(1)
                 if found >= 0:
                     self._hand = hand + found + 1
-                    self._found_some = True
                     return hand + found
                 self._hand = hand + chunk
                 chunk = _CHUNK
             self._hand = 0
-            if not self._found_some and self._bucket != self.tick:
-                self._bucket = L.next_tick(self._bucket)
-            self._found_some = False
-        return self._jump()
+        self._recount()
+        return NONE
 
-    def _jump(self) -> int:
-        """Several ticks had no entries: go to the oldest that has."""
-        ticks = {touched & L.TICK_BITS for touched in set(self._frequency.tobytes())} - {0}
-        if not ticks:
-            return NONE
-        self._bucket = max(ticks, key=self.age)
-        marks = _MARKS[self._bucket]
-        self._hand = self._frequency.tobytes().translate(marks).find(1) + 1
-        self._found_some = True
-        return self._hand - 1
+    def _choose_group(self) -> None:
+        """The oldest tick of which there are any; in a large index as many ticks as have a
+        sixty-fourth of the entries, or a search might go over all slots for each that it finds."""
+        count = self._counts
+        wanted = sum(count) // _GROUPS if self.slots >= _LARGE else 1
+        group, found = [], 0
+        for age in range(L.TICKS - 1, -1, -1):
+            tick = self.tick_before(age) // L.TICK_ONE
+            if count[tick] > 0:
+                group.append(tick)
+                found += count[tick]
+                if found >= wanted:
+                    break
+        self._group = tuple(group)
+        self._enough = max(1, found // 8 if self.slots >= _LARGE else 1)
+        self._marks = bytes(touched // L.TICK_ONE in group for touched in range(256))
+
+    def _recount(self) -> None:
+        """Count the entries of each tick anew."""
+        self._counts = [0] * (L.TICKS + 1)
+        for touched, count in Counter(self._frequency.tobytes()).items():
+            if touched:
+                self._counts[touched // L.TICK_ONE] += count
 
     # ── slots
 
@@ -213,6 +242,8 @@ class Index:
                 slot -= 1
                 victim = cells[slot]
                 cells[slot] = fresh
+                self._counts[self._frequency[slot] // L.TICK_ONE] -= 1
+                self._counts[touched // L.TICK_ONE] += 1
                 self._set_touched(slot, touched)
                 return victim & L.PLACE
             fresh += L.DISTANCE_ONE
@@ -225,16 +256,19 @@ class Index:
                 end += 1
             if cell:
                 lost = cell & L.PLACE
+                self._counts[self._frequency[end] // L.TICK_ONE] -= 1
             for at in range(end, slot, -1):
                 cells[at] = cells[at - 1] + L.DISTANCE_ONE
                 self._move_frequency(at - 1, at)
         cells[slot] = fresh
+        self._counts[touched // L.TICK_ONE] += 1
         self._set_touched(slot, touched)
         return lost
 
     def remove(self, slot: int) -> None:
         """Empty a slot and close the gap."""
         cells = self.cells
+        self._counts[self._frequency[slot] // L.TICK_ONE] -= 1
         following = slot + 1
         while (moved := cells[following]) >> 58 > 1:
             cells[slot] = moved - L.DISTANCE_ONE

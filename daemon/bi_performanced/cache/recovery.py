@@ -22,8 +22,10 @@ FUTURE = 3600
 RECOVERED_TICKS = 40
 """Ticks over which the last uses of entries are spread of which they are not known, in their ring's
 order."""
-SLICE_RECORDS = 200
+SLICE_RECORDS = 50
 """Records copied between two looks at the clock: well under a millisecond for small ones."""
+SLICE_BYTES = 1 << 20
+"""And their bytes: a record may have megabytes."""
 
 
 def recover(store: Store, now: int) -> int:
@@ -104,10 +106,14 @@ def copy_entries(source: Store, target: Store, now: int) -> Iterator[None]:
     for ring, into in ((source.small, target.small), (source.main, target.main)):
         position, stop = ring.tail, ring.head
         while (position := max(position, ring.tail)) < stop:
+            left = SLICE_BYTES
             for at, size, state in islice(source.in_order(ring, position, stop), SLICE_RECORDS):
                 if state == L.LIVE:
                     _copy(source, target, ring, into, at, size, now)
+                    left -= size
                 position = at + size
+                if left <= 0:
+                    break
             yield
 
 
@@ -128,7 +134,9 @@ def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> 
     A key that changes between two slices is in the source's present journal, for a later round;
     the round after which nothing is left there must be run without a pause.
     """
-    for count, key in enumerate(journal, 1):
+    records, left = 0, SLICE_BYTES
+    for key in journal:
+        records += 1
         slot = source.find(key, source.digest(key))
         if slot == NONE:
             target.delete(key, now)
@@ -140,8 +148,10 @@ def settle(source: Store, target: Store, journal: Iterable[bytes], now: int) -> 
             size, state = ring.peek(position)
             record = ring.load(position, size, state, verify=False)
             target.restore(record, into, source.index.touched(slot), now)
-        if count % SLICE_RECORDS == 0:
+            left -= size
+        if records == SLICE_RECORDS or left <= 0:
             yield
+            records, left = 0, SLICE_BYTES
     target.take_over_marks(source)
     target.follow(source)
     target.set_sequence(

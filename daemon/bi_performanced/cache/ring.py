@@ -57,6 +57,8 @@ class Ring:
         """Bytes kept free beyond a record that is appended."""
         self.ahead = min(self.bytes >> 5, 1 << 16)
         """Bytes freed beyond what is wanted, so that not every record has to free its own."""
+        self.low = self.reserve + (self.bytes >> 5 if main else 0)
+        """With fewer bytes free than this the tail is moved on a little with each record."""
 
     def address(self, place: int) -> int:
         """Where in the file a record of this ring lies."""

@@ -119,7 +119,7 @@ class Store(Evicting):
                 self.departures.refill(now // L.CREATED_UNIT_NS - before)
         if size > self.small.bytes >> 3:
             ring = self.main
-        if not ring.fits(size + ring.reserve):
+        if not ring.fits(size + ring.low):
             self._reclaim(ring, size, now)
             if slot != NONE:
                 slot = self.find(key, digest)
@@ -349,6 +349,15 @@ class Store(Evicting):
         not known whether they were read."""
         self._sequence = sequence
         self.uses_known_from = uses_known_from
+
+    def bytes_of(self, keys: Iterable[bytes]) -> int:
+        """Bytes of the records of some keys."""
+        total = 0
+        for key in keys:
+            slot = self.find(key, self.digest(key))
+            if slot != NONE:
+                total += self._size(self.index.cells[slot])
+        return total
 
     def restore(self, record: Record, ring: Ring, touched: int, now: int) -> None:
         """Append a record of another store, superseding what is here of its key.

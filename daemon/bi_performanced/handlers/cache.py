@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -31,6 +32,10 @@ VALUE_LIMITS = Limits(frame_bytes=64 << 10, shape_bytes=64 << 10, objects=4096, 
 MAX_ANSWER = 32 << 20
 THREAD_FROM = 1 << 18
 """Decompressed bytes from which decompressing for a foreign client happens in a thread."""
+
+SLICE: Final = 250
+"""Entries of a batch that are stored before others have their turn, and SLICE_BYTES of them."""
+SLICE_BYTES: Final = 1 << 20
 
 _threads = trio.CapacityLimiter(2)
 _gathering = trio.CapacityLimiter(1)
@@ -372,10 +377,10 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
     at = 0
     refused: list[WireError] = []
 
-    def put_rest() -> types.Stored:
+    def put_until(stop: int) -> types.Stored:
         nonlocal at
-        while at < len(entries):
-            count, error = cache.set_some(entries, at, terms)
+        while at < stop:
+            count, error = cache.set_some(entries[:stop], at, terms)
             at += count
             if error is None:
                 break
@@ -393,7 +398,32 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
             reason = refused[0].message + more
         return types.Stored(stored=at - len(refused), refused=reason)
 
-    return _settled(cache, _when_grown(cache, put_rest))
+    async def put_in_slices(stops: list[int]) -> types.Stored:
+        for stop in stops[:-1]:
+            stored = _when_grown(cache, partial(put_until, stop))
+            if isinstance(stored, Coroutine):
+                await stored
+            await trio.lowlevel.checkpoint()
+        stored = _when_grown(cache, partial(put_until, stops[-1]))
+        found: types.Stored = await stored if isinstance(stored, Coroutine) else stored
+        return found
+
+    stops = slices([len(entry) for _, entry in entries])
+    if len(stops) > 1:
+        return _settled(cache, put_in_slices(stops))
+    return _settled(cache, _when_grown(cache, partial(put_until, len(entries))))
+
+
+def slices(sizes: list[int]) -> list[int]:
+    """Where the slices of a batch of entries of so many bytes end; the last is the batch's end."""
+    stops, first, left = [], 0, SLICE_BYTES
+    if len(sizes) > SLICE or sum(sizes) > SLICE_BYTES:
+        for at, size in enumerate(sizes):
+            if at - first == SLICE or (at > first and size > left):
+                stops.append(at)
+                first, left = at, SLICE_BYTES
+            left -= size
+    return [*stops, len(sizes)]
 
 
 def _entries(args: types.CacheSetMany) -> list[tuple[bytes, bytes]]:
