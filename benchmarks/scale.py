@@ -5,7 +5,7 @@
 The daemon is a real one, with a probe in its loop: a task that sleeps a millisecond and notes how
 late it wakes. On a machine with fewer processors than readers the loop also waits for its turn, so
 beside that the processor time is given that the loop's thread took between two wakes: what the
-daemon itself did in one go. `--where` prints what the loop was at when it was late.
+daemon itself did in one go. `--where` prints which steps were long.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -41,6 +39,7 @@ from bi_performance_wire import layout as L
 from bi_performanced.cache.memory import Geometry
 
 GOAL_MS: Final = 25.0
+LONG_MS: Final = 8.0
 VALUE: Final = "x" * 96
 BATCH: Final = 1_000
 SECONDS: Final = 10.0
@@ -62,43 +61,40 @@ def probed_daemon(shared: Path, where: bool, arguments: list[str]) -> int:
 
     with shared.open("r+b") as file:
         words = memoryview(mmap.mmap(file.fileno(), 8 * _WORDS)).cast("Q")
-    woke = [time.perf_counter()]
 
     async def probe() -> None:
         while True:
             before, busy = time.perf_counter_ns(), time.thread_time_ns()
             await trio.sleep(0.001)
             late = time.perf_counter_ns() - before - 1_000_000
-            woke[0] = time.perf_counter()
             words[_WORST] = max(words[_WORST], late, 0)
             words[_CPU] = max(words[_CPU], time.thread_time_ns() - busy)
             words[_WAKES] += 1
             words[_LATE] += late > GOAL_MS * 1e6
-
-    def watch(loop: int) -> None:
-        while True:
-            time.sleep(0.004)
-            if (late := time.perf_counter() - woke[0]) > 0.015:
-                frames = traceback.extract_stack(sys._current_frames()[loop])[-4:]
-                say(
-                    f"  {1e3 * late:5.0f} ms in "
-                    + " < ".join(f"{f.name}:{f.lineno}" for f in frames[::-1])
-                )
 
     run = trio.run
 
     def run_probed(act: Callable[[], Any], **options: Any) -> Any:
         async def started() -> Any:
             trio.lowlevel.spawn_system_task(probe)
-            if where:
-                loop = threading.get_ident()
-                threading.Thread(target=watch, args=(loop,), daemon=True).start()
             return await act()
 
-        return run(started, **options)
+        return run(started, instruments=[LongSteps()] if where else [], **options)
 
     with mock.patch.object(trio, "run", run_probed):
         return main.main(arguments)
+
+
+class LongSteps(trio.abc.Instrument):
+    """Prints each step of a task that took LONG_MS of processor time, and where it ended."""
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = time.thread_time_ns()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if (took := (time.thread_time_ns() - self._began) / 1e6) > LONG_MS:
+            frames = [f"{f.f_code.co_name}:{n}" for f, n in task.iter_await_frames()]
+            say(f"  {took:5.1f} ms of {task.name}: {' > '.join(frames[-4:])}")
 
 
 class Daemon:
@@ -327,10 +323,8 @@ def stalls(daemon: Daemon, entries: int, readers: int, rate: int) -> list[dict[s
         phase("list 10,000 keys", lambda: len(answer("cache.keys", limit=10_000)()["keys"]))
         phase("clear --dry-run", answer("cache.clear", pattern="page:3:*", dry_run=True))
         phase("eviction: a fifth is new", lambda: fill(socket, entries, entries // 5))
-        phase(
-            "a value as large as can be",
-            lambda: cache.set("large", os.urandom(int(0.95 * largest(entries)))),
-        )
+        large = os.urandom(min(4 << 20, int(0.95 * largest(entries))))
+        phase(f"a value of {len(large) / 1e6:.1f} MB", lambda: cache.set("large", large))
         phase("clear by pattern, a tenth", answer("cache.clear", pattern="page:3:*"))
         phase("make stale by pattern", answer("cache.clear", pattern="page:4:*", stale=True))
         phase("set_many with a tag, a tenth", lambda: fill(socket, 0, tenth, tags=["site"]))
@@ -393,7 +387,7 @@ def main() -> None:
     parser.add_argument("--entries", metavar="N", type=int, default=1_000_000)
     parser.add_argument("--readers", metavar="N", type=int, default=16)
     parser.add_argument("--rate", metavar="N", type=int, default=5_000, help="sets a second")
-    parser.add_argument("--where", action="store_true", help="print what the loop was at when late")
+    parser.add_argument("--where", action="store_true", help="print which steps were long")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with running(options.entries, where=options.where) as daemon:

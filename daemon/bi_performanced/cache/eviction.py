@@ -28,8 +28,10 @@ MOST_CARRIED: Final = 64
 """Used entries that one eviction passes: then the one of them that was used least leaves."""
 MOST_TIDIED: Final = 64
 """Live entries that a record that comes moves out of the way of those to come."""
+MOST_DEAD: Final = 4
+"""And stretches of dead ones that it has the tail pass."""
 TIDIED: Final = 32
-"""And their bytes, as a multiple of its own."""
+"""And their bytes, as a multiple of the record's own."""
 MANY: Final = 10_000
 """Entries from which on going over all of them is too long for one step."""
 MOST_EVICTED: Final = 500
@@ -91,8 +93,10 @@ class Evicting(Entries):
         wanted, once_round = size + main.low, main.tail + main.bytes
         while not main.fits(wanted) and main.tail < min(main.head, once_round):
             for _ in range(AT_ONCE):
-                if main.tail < main.head and not main.pass_dead(main.ahead):
-                    self._pass_tail(main, now)
+                if main.tail == main.head or main.pass_dead(main.ahead):
+                    # Hundreds of records.
+                    break
+                self._pass_tail(main, now)
             yield
 
     def punch(self) -> None:
@@ -275,7 +279,7 @@ class Evicting(Entries):
         on at which a TIDIED-th of the ring is left.
         """
         main = self.main
-        left = TIDIED * size
+        left, dead = TIDIED * size, 0
         for _ in range(MOST_TIDIED):
             if left <= 0 or main.tail == main.head or main.fits(size + main.low):
                 return
@@ -283,6 +287,8 @@ class Evicting(Entries):
             if not main.pass_dead(main.ahead):
                 self._pass_tail(main, now)
                 left -= main.tail - before
+            elif (dead := dead + 1) == MOST_DEAD:
+                return
 
     def _pass_tail(self, ring: Ring, now: int) -> None:
         position = ring.tail

@@ -48,8 +48,6 @@ SPARE_GROWING = 32 << 20
 MOST_LEFT = 2
 """Stores that were left and are kept for those who still read there, at the most."""
 RETRY_GROWTH = 60.0
-ROOM_KEPT = 0.1
-"""Seconds for which room that was made is taken for being there."""
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
 
@@ -100,7 +98,7 @@ class Home:
         self._wanted_record = 0
         self._tight = trio.Event()
         self._wanted_room = 0
-        self._room_made = -1.0
+        self._asked_for_room = self._may_come_back = 0
         self._growth_retry = 0.0
         self._resizing = trio.Lock()
         self._sweep_at = 0
@@ -176,6 +174,9 @@ class Home:
         """
         with trio.move_on_after(GROWTH_WAIT):
             await self._grown.wait()
+            while self._wanted_room:
+                # It is the room that is waited for, and something else was done first.
+                await self._grown.wait()
 
     def grow_if_full(self) -> None:
         """Have the store grow when it is about to be full and may."""
@@ -187,9 +188,13 @@ class Home:
 
     def check_size(self, size: int) -> None:
         """Raise Growing for a record of so many bytes whose room takes long to make; it is being
-        made then. Who comes back has it, at whatever cost, for some time."""
-        if self.store.cramped(size) and trio.current_time() >= self._room_made + ROOM_KEPT:
+        made then. Who comes back has it, at whatever cost, if others have taken it by then."""
+        if self.store.cramped(size):
+            if self._may_come_back:
+                self._may_come_back -= 1
+                return
             self._wanted_room = max(self._wanted_room, size)
+            self._asked_for_room += 1
             self._tight.set()
             raise Growing(
                 BUSY,
@@ -353,14 +358,19 @@ class Home:
         """Let entries leave, and move the tail on, before a record that comes would have to."""
         while True:
             await self._tight.wait()
-            size, self._wanted_room = self._wanted_room, 0
+            size, asked = self._wanted_room, self._asked_for_room
             self._tight = trio.Event()
             try:
                 await self._copying.in_slices(self.store, self._room_steps(self.store, size))
             except Damaged as error:
                 self.rebuild(error)
+            if size == self._wanted_room:
+                self._wanted_room = 0
+            else:
+                self._tight.set()
             if size:
-                self._room_made = trio.current_time()
+                self._asked_for_room -= asked
+                self._may_come_back = asked
                 self._grown.set()
                 self._grown = trio.Event()
             await trio.lowlevel.checkpoint()

@@ -33,7 +33,7 @@ MAX_ANSWER = 32 << 20
 THREAD_FROM = 1 << 18
 """Decompressed bytes from which decompressing for a foreign client happens in a thread."""
 
-SLICE: Final = 250
+SLICE: Final = 100
 """Entries of a batch that are stored before others have their turn, and SLICE_BYTES of them."""
 SLICE_BYTES: Final = 1 << 20
 
