@@ -76,9 +76,17 @@ class Evicting(Entries):
         if entries < MANY:
             return False
         live = self.small_bytes + self.main_bytes
-        return live + size - self.max_bytes > MOST_EVICTED * live // entries or not self.main.fits(
-            size + self.main.reserve
+        return live + size - self.max_bytes > MOST_EVICTED * live // entries or self._lacks(
+            self.main, size
         )
+
+    def _lacks(self, ring: Ring, size: int) -> bool:
+        """Whether the ring's tail has to move for a record, by whatever it takes.
+
+        Beyond the record only bytes are looked at, not whether those would fit at the ring's end.
+        """
+        free = ring.bytes - ring.head + ring.tail
+        return not ring.fits(size) or free < size + ring.reserve // 2
 
     def make_room(self, size: int, now: int) -> Iterator[None]:
         """Let entries leave, and the main ring's tail move, until a record fits with room to
@@ -255,9 +263,7 @@ class Evicting(Entries):
         """
         if ring.bit:
             self._tidy(size, now)
-            # With a look at the bytes alone: of two laps that do not fit behind one another no
-            # record but the next is meant.
-            if ring.fits(size) and ring.bytes - ring.head + ring.tail >= size + ring.reserve // 2:
+            if not self._lacks(ring, size):
                 return
         wanted = size + ring.reserve + ring.ahead
         passed = 0

@@ -7,12 +7,11 @@ its epoch ends.
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import structlog
 import trio
@@ -21,6 +20,7 @@ from bi_performance_wire import layout as L
 from bi_performance_wire.errors import BUSY, TOO_LARGE, WireError
 from bi_performanced.cache.clients import Clients, boot_clock
 from bi_performanced.cache.copying import Copying
+from bi_performanced.cache.leaving import LeftStores
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import ALIVE_NS, Opened
 from bi_performanced.cache.past import Why
@@ -36,34 +36,13 @@ HEARTBEAT = 0.25
 GROW_AT = 0.75
 SOON = 20.0
 """Seconds within which a store that fills up is followed by one of four times its size."""
-RELEASE_AFTER = 30.0
-"""Seconds until the pages of a store that was left are taken from readers who stayed on it."""
-RELEASE_SOON = 1.0
-"""The same when all have moved, or when the store was made smaller: who reads there still finds
-zeros, which are a miss."""
 SPARE = 8 << 20
 """Bytes of memory that are left to others when the store is made smaller."""
 SPARE_GROWING = 32 << 20
 """The same when it grows."""
-MOST_LEFT = 2
-"""Stores that were left and are kept for those who still read there, at the most."""
 RETRY_GROWTH = 60.0
 GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
-
-
-class Left(NamedTuple):
-    """A store that was resized away, and when its memory is given back to the system."""
-
-    store: Store
-    epoch: int
-    """Its last; who attached later does not read there."""
-    at_first: float
-    at_last: float
-
-    def is_due(self, now: float, oldest: int) -> bool:
-        """`oldest`: the epoch at which the attached process came that has not moved longest."""
-        return now >= self.at_last or (now >= self.at_first and oldest > self.epoch)
 
 
 class Growing(WireError):
@@ -102,7 +81,7 @@ class Home:
         self._growth_retry = 0.0
         self._resizing = trio.Lock()
         self._sweep_at = 0
-        self._left: list[Left] = []
+        self._left = LeftStores(self._threads)
         if self._wanted_limits(settings) is not None:
             self._wake.set()
 
@@ -270,10 +249,15 @@ class Home:
                 self._reap()
                 if self.hollow and not self._resizing.locked():
                     await self._refill()
-                await self._release_left(trio.current_time())
+                await self._left.release(trio.current_time(), self._oldest_epoch())
 
     def _beat(self) -> None:
         self.store.memory.words[_alive_word(self.epoch)] = boot_clock() + ALIVE_NS
+
+    def _oldest_epoch(self) -> int:
+        """The epoch at which the attached process came that has not moved longest."""
+        epochs = [each.reply.epoch for each in self.clients.attached.values()]
+        return min(epochs, default=self.epoch)
 
     def _reap(self) -> None:
         """Take out what expired, a few hundred slots at a time."""
@@ -286,25 +270,6 @@ class Home:
             if entry.kept_until <= now:
                 store.drop_expired(entry, now)
 
-    async def _release_left(self, now: float) -> None:
-        """Free the stores that were left and whose time is over."""
-        epochs = [each.reply.epoch for each in self.clients.attached.values()]
-        oldest = min(epochs, default=self.epoch)
-        for left in [each for each in self._left if each.is_due(now, oldest)]:
-            if left not in self._left:
-                # Another task was faster.
-                continue
-            self._left.remove(left)
-            # Some 10 ms for each 100 MiB: not on the loop. What was begun is not left undone.
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(self._release, left.store, limiter=self._threads)
-
-    @staticmethod
-    def _release(store: Store) -> None:
-        """Free a store that was left: on a tmpfs its pages are memory."""
-        store.memory.release_pages()
-        store.close()
-
     def close(self) -> None:
         """Tell readers that nobody keeps this store, and let go of it; the file stays."""
         words = self.store.memory.words
@@ -313,8 +278,7 @@ class Home:
         with suppress(OSError):
             self._trace.write(running=False)
         self.clients.close()
-        for left in self._left:
-            self._release(left.store)
+        self._left.close()
         self.store.close()
         os.close(self._lock_fd)
 
@@ -431,7 +395,7 @@ class Home:
                 await self._move(max_entries, max_bytes)
                 self._filled()
             # Who gives memory back wants it now.
-            self._left[-1] = self._left[-1]._replace(at_last=trio.current_time() + RELEASE_SOON)
+            self._left.hurry()
         finally:
             if self.store is store:
                 store.max_entries, store.max_bytes = limits
@@ -442,10 +406,9 @@ class Home:
         """Whether another store fits beside this one, those that were left freed if need be."""
         needed = Geometry.for_limits(max_entries, max_bytes).file_bytes
         folder = self.path.parent
-        if self._left and headroom(folder, spare=spare) < needed:
-            await self._release_left(math.inf)
-        elif len(self._left) > MOST_LEFT:
-            await self._release_left(self._left[-MOST_LEFT].at_last - 0.001)
+        await self._left.make_way(
+            self._oldest_epoch(), short=headroom(folder, spare=spare) < needed
+        )
         return headroom(folder, spare=spare) >= needed
 
     async def _refill(self) -> None:
@@ -504,8 +467,7 @@ class Home:
         log.info(
             "cache.resized", max_bytes=max_bytes, max_entries=max_entries, entries=target.entries
         )
-        now = trio.current_time()
-        self._left.append(Left(old, epoch - 1, now + RELEASE_SOON, now + RELEASE_AFTER))
+        self._left.add(old, epoch - 1)
 
 
 def _alive_word(epoch: int) -> int:
