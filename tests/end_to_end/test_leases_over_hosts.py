@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from support.clients import RawClient
 from support.crowd import Crowd
 from support.daemon import wait_until
 from support.hosts import Host, make_hosts
@@ -118,6 +119,35 @@ def test_when_its_whole_host_is_gone_another_host_loads(redis: RedisServer, tmp_
         go_on.set()
         leading.join()
         assert other.cache.get("key") == "other"
+
+
+def test_who_waits_for_another_host_keeps_no_other_lease_without_a_heartbeat(
+    hosts: tuple[Host, Host],
+) -> None:
+    one, other = hosts
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        began.set()
+        go_on.wait(60)
+        return "slow"
+
+    loading = threading.Thread(target=other.cache.get_or_set, args=("theirs", slow, 60))
+    loading.start()
+    try:
+        assert began.wait(20)
+        with (
+            RawClient(one.daemon.socket) as stopped,
+            RawClient(one.daemon.socket, timeout=30) as next_one,
+        ):
+            assert stopped.result("cache.lease", key="own", wait=0)["state"] == "leader"
+            # From here on it says nothing, and the daemon waits for the other host in its place.
+            stopped.send("cache.lease", key="theirs", wait=60)
+            assert next_one.result("cache.lease", key="own", wait=30)["state"] == "leader"
+            assert loading.is_alive()
+    finally:
+        go_on.set()
+        loading.join()
 
 
 def test_a_deletion_on_another_host_wins_over_what_is_being_loaded(
