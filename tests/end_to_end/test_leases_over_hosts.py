@@ -142,9 +142,11 @@ def test_who_waits_for_another_host_keeps_no_other_lease_without_a_heartbeat(
         ):
             assert stopped.result("cache.lease", key="own", wait=0)["state"] == "leader"
             # From here on it says nothing, and the daemon waits for the other host in its place.
-            stopped.send("cache.lease", key="theirs", wait=60)
+            number = stopped.send("cache.lease", key="theirs", wait=60)
             assert next_one.result("cache.lease", key="own", wait=30)["state"] == "leader"
-            assert loading.is_alive()
+            # Not because its connection was closed.
+            go_on.set()
+            assert stopped.receive()[:3] == [1, number, None]
     finally:
         go_on.set()
         loading.join()
