@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,28 +15,6 @@ from support.crowd import Crowd
 from support.daemon import wait_until
 from support.hosts import Host, make_hosts
 from support.redis import RedisServer
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def both(
-    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Host, Host]]:
-    with ExitStack() as stack:
-        one, other = make_hosts(tmp_path_factory.mktemp("hosts"), redis, stack)
-        yield one, other
-
-
-@pytest.fixture
-def hosts(both: tuple[Host, Host]) -> tuple[Host, Host]:
-    for host in both:
-        host.wait_well()
-    return both
 
 
 def test_misses_on_two_hosts_are_one_factory_call(hosts: tuple[Host, Host], tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,29 +10,8 @@ import pytest
 from bi_performance.optimizer import PerformanceOptimizer
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
-from support.hosts import Host, empty, heard, make_hosts
+from support.hosts import Host, heard, make_hosts
 from support.redis import RedisServer
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def both(
-    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Host, Host]]:
-    with ExitStack() as stack:
-        one, other = make_hosts(tmp_path_factory.mktemp("hosts"), redis, stack)
-        yield one, other
-
-
-@pytest.fixture
-def hosts(both: tuple[Host, Host], redis: RedisServer) -> tuple[Host, Host]:
-    empty(both, redis)
-    return both
 
 
 def everywhere(hosts: tuple[Host, Host], key: str, value: object) -> bool:
