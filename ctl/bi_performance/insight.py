@@ -6,8 +6,19 @@ from typing import Any, Final
 
 from bi_performance.checks import Key, key_bytes
 
-EXPLAIN_TIMEOUT: Final = 30.0
+EXPLAIN_TIMEOUT: Final = 60.0
 """Seconds for what may go through the whole store, or ask Redis."""
+RANKS: Final = ("hits", "misses", "size", "age", "cold")
+MOST_RANKED: Final = 1000
+
+
+def top_args(by: str, limit: int) -> dict[str, Any]:
+    """The arguments of `cache.top`. Raises ValueError."""
+    if by not in RANKS:
+        raise ValueError(f"by must be one of {', '.join(RANKS)}, not {by!r}")
+    if not 1 <= limit <= MOST_RANKED:
+        raise ValueError(f"limit must be 1 to {MOST_RANKED}, not {limit!r}")
+    return {"by": by, "limit": limit}
 
 
 class AsyncInsight:
@@ -41,6 +52,17 @@ class AsyncInsight:
         )
         return answer
 
+    async def top(self, by: str = "hits", limit: int = 20) -> dict[str, Any] | None:
+        """The first `limit` keys by `by`: "hits" (the hottest), "misses" (most asked for and not
+        there), "size", "age", or "cold" (never read since they were stored).
+
+        `keys`, each with what is known of it. Counts are estimates from a sample, with `at_least`
+        and `at_most`. None when the daemon is away. Raises ValueError.
+        """
+        args = top_args(by, limit)
+        answer: dict[str, Any] | None = await self._ask("cache.top", args, seconds=EXPLAIN_TIMEOUT)
+        return answer
+
 
 class SyncInsight:
     """Of SyncCache. See AsyncInsight."""
@@ -64,4 +86,10 @@ class SyncInsight:
         """Why a key is a hit or a miss now, or when and why it went. See AsyncInsight."""
         args = {"key": key_bytes(key)}
         answer: dict[str, Any] | None = self._ask("cache.explain", args, seconds=EXPLAIN_TIMEOUT)
+        return answer
+
+    def top(self, by: str = "hits", limit: int = 20) -> dict[str, Any] | None:
+        """The first `limit` keys by hits, misses, size, age or cold. See AsyncInsight."""
+        args = top_args(by, limit)
+        answer: dict[str, Any] | None = self._ask("cache.top", args, seconds=EXPLAIN_TIMEOUT)
         return answer

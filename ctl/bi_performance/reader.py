@@ -69,7 +69,7 @@ _HITS: Final = L.P_HITS
 _MISSES: Final = L.P_MISSES
 _EXPIRED: Final = L.P_EXPIRED
 _TORN: Final = L.P_TORN
-_SAMPLE_MASK: Final = L.SAMPLE_EVERY - 1
+_GAPS: Final = 2 * L.SAMPLE_EVERY - 1
 
 
 class Entry(NamedTuple):
@@ -149,6 +149,12 @@ class StoreReader:
         self.renew: Callable[[bytes], None] | None = None
         """Called with the key of an entry that reads renew, when half of its time is over."""
         self._own = OwnFigures()
+        self._sample_at = 1 + _clock(_BOOT_CLOCK) % _GAPS
+        """The count of hits at which the next one is sampled."""
+        self._miss_at = self._miss_gap = 1
+        """The count of misses at which the next one is noted, and how many lie between two."""
+        self._missed = 0
+        """The boot clock in ns of the last that was."""
         self.tell()
         self.now = 0
         """The boot clock in ns at the last read, so that callers need not ask again."""
@@ -200,8 +206,8 @@ class StoreReader:
                     page[_HITS] = hits = page[_HITS] + 1
                     if self._touches[slot] ^ control[_TICK] > _TOUCH_COUNT:
                         self._touch(slot, digest)
-                    if not hits & _SAMPLE_MASK:
-                        self._sample(now, size)
+                    if hits >= self._sample_at:
+                        self._sample(now, size, digest, hits)
                     return decode_from(record, end)
             elif tag < want & _TAG_DISTANCE:
                 break
@@ -209,7 +215,10 @@ class StoreReader:
             slot += 1
             if want > _TAG_MAX:
                 break
-        self.page[_MISSES] += 1
+        page = self.page
+        page[_MISSES] = misses = page[_MISSES] + 1
+        if misses >= self._miss_at:
+            self._note_miss(key, digest, now, misses)
         return MISS
 
     def _touch(self, slot: int, digest: int) -> None:
@@ -276,8 +285,11 @@ class StoreReader:
         for _ in range(9):
             place = self._locate(key)
             if isinstance(place, _Place) and (entry := self._entry(place, now)) is not None:
-                page[_HITS] += count
+                page[_HITS] = hits = page[_HITS] + count
                 page[L.P_STALE] += count and entry.stale
+                if hits >= self._sample_at:
+                    self._sample_at = hits + 1 + (now >> 3) % _GAPS
+                    self._note_hit(_xxh3(key, self._seed))
                 if entry.extra is not None and entry.extra.sliding:
                     self._slide(key, place.fresh_until, entry.extra.sliding)
                 if self._touches[place.slot] ^ control[_TICK] > _TOUCH_COUNT:
@@ -286,7 +298,9 @@ class StoreReader:
             if place is not None:
                 break
             page[_TORN] += 1
-        page[_MISSES] += count
+        page[_MISSES] = misses = page[_MISSES] + count
+        if count and misses >= self._miss_at:
+            self._note_miss(key, _xxh3(key, self._seed), now, misses)
         return MISS
 
     def _entry(self, place: _Place, now: int) -> Entry | None:
@@ -361,15 +375,39 @@ class StoreReader:
         shared = bool(word & L.FLAG_SHARED)
         return _Place(slot, record, end, word >> 16, expires, created, shared, extra)
 
-    def _sample(self, began: int, size: int) -> None:
-        """Record one hit's duration in the page, for all the hits that are not measured."""
+    def _sample(self, began: int, size: int, digest: int, hits: int) -> None:
+        """Record one hit's duration and key in the page, for all the hits that are not sampled."""
         page = self.page
         took = _clock(_BOOT_CLOCK) - began
+        # The last digits of a clock in nanoseconds are chance enough.
+        self._sample_at = hits + 1 + (began >> 3) % _GAPS
+        self._note_hit(digest)
         page[L.P_LATENCY + min(took.bit_length(), L.LATENCY_BUCKETS - 1)] += 1
         page[L.P_SAMPLES] += 1
         page[L.P_HIT_BYTES] += size * L.SAMPLE_EVERY
         if began >= self._own.due:
             self._own.write(page, began)
+
+    def _note_hit(self, digest: int) -> None:
+        page = self.page
+        head = page[L.P_HOT_HEAD]
+        page[L.P_HOT + head % L.HOT_WORDS] = digest
+        page[L.P_HOT_HEAD] = head + 1
+
+    def _note_miss(self, key: bytes, digest: int, now: int, misses: int) -> None:
+        """Tell the daemon of one miss what was asked for; of others it learns the number alone."""
+        # By number and not by time: else the first miss after a pause would always be the one.
+        often = now - self._missed < L.MISSED_EVERY_NS
+        gap = min(2 * self._miss_gap, L.MOST_MISSED) if often else max(1, self._miss_gap // 2)
+        self._miss_gap, self._missed = gap, now
+        self._miss_at = misses + 1 + (now >> 3) % (2 * gap - 1)
+        page = self.page
+        head = page[L.P_MISSED_HEAD]
+        at = 8 * (L.P_MISSED + head % L.MISSED_SLOTS * L.MISSED_WORDS)
+        told = digest.to_bytes(8, "little") + len(key).to_bytes(8, "little")
+        told += key[: L.MISSED_BYTES].ljust(L.MISSED_BYTES, b"\0")
+        self._page_view[at : at + 8 * L.MISSED_WORDS] = _xxh3(told).to_bytes(8, "little") + told
+        page[L.P_MISSED_HEAD] = head + 1
 
     def tell(self) -> None:
         """Write down in the page what the daemon may not see of this process, if it is time."""

@@ -245,6 +245,17 @@ COMMANDS: Final[tuple[Command, ...]] = (
         example="bi-performance cache explain https://example.com/",
     ),
     Command(
+        "cache.top",
+        "The hottest keys, those missed most, the largest, the oldest, or those never read.",
+        args="CacheTop",
+        result="Top",
+        cli="cache top",
+        example="bi-performance cache top\n"
+        "bi-performance cache top --by misses --limit 50\n"
+        "bi-performance cache top --by size",
+        large=True,
+    ),
+    Command(
         "cache.clear",
         "Remove every entry, or those that a pattern matches or that have a tag.",
         args="CacheClear",

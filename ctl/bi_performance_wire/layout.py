@@ -165,6 +165,7 @@ P_LATENCY: Final = 16
 """LATENCY_BUCKETS words: sampled hits by floor(log2(duration in ns))."""
 LATENCY_BUCKETS: Final = 32
 SAMPLE_EVERY: Final = 256
+"""Of so many hits one is sampled, on average: the gaps are drawn, for many loops have a period."""
 # What a process tells of itself, for a daemon that may not look: each figure plus one, so that 0 is
 # unknown. The daemon believes none of it where it can look itself.
 P_OWN_AT: Final = 48
@@ -182,6 +183,24 @@ P_OWN_SWAP: Final = 55
 P_OWN_PSS_AT: Final = 56
 """The boot clock in ns when P_OWN_PSS was written; 0 before."""
 P_OWN_PSS: Final = 57
+
+P_HOT_HEAD: Final = 58
+"""How many sampled hits were ever noted."""
+P_HOT: Final = 59
+HOT_WORDS: Final = 32
+"""HOT_WORDS words: hashes of the keys of sampled hits, the latest ones."""
+P_MISSED_HEAD: Final = 91
+"""How many misses were ever noted."""
+P_MISSED: Final = 92
+MISSED_SLOTS: Final = 2
+MISSED_WORDS: Final = 17
+"""MISSED_SLOTS times so many words, the latest noted misses: the hash of what follows, that of the
+key, its length, and the key's first MISSED_BYTES bytes."""
+MISSED_BYTES: Final = 8 * (MISSED_WORDS - 3)
+MISSED_EVERY_NS: Final = 50_000_000
+"""Of so many misses one is noted that this lies between two notes, about: of few, every one."""
+MOST_MISSED: Final = 1 << 16
+"""Misses between two notes at the most, on average."""
 
 P_LOG_HEAD: Final = 127
 """How many hashes were ever logged."""

@@ -284,7 +284,7 @@ def test_a_process_that_only_hits_writes_its_figures_now_and_then(daemon: Daemon
         cache.get("key")
     assert reader.page[L.P_OWN_AT] == written, "not again so soon"
     reader._own.due = 0
-    for _ in range(L.SAMPLE_EVERY):
+    for _ in range(2 * L.SAMPLE_EVERY):
         cache.get("key")
     assert reader.page[L.P_OWN_AT] > written
     link.close()

@@ -63,7 +63,7 @@ def found(seen: Evidence) -> dict[str, Finding]:
 
 
 def unread(prefix: str, count: int) -> Tally:
-    keys = [(f"{prefix}{n}".encode(), 500) for n in range(min(count, KEPT))]
+    keys = [(f"{prefix}{n}".encode(), 500, True) for n in range(min(count, KEPT))]
     return Tally(left=count, unread=count, keys=keys)
 
 

@@ -25,10 +25,11 @@ def show(name: str, result: Any, console: Console) -> None:
         }
         console.say(how[name](result, console))
         return
-    if name == "cache.explain":
+    if name in ("cache.explain", "cache.top"):
         from bi_performance_ctl.render import insight
 
-        console.say(insight.explained(result, console))
+        how_told = {"cache.explain": insight.explained, "cache.top": insight.top}
+        console.say(how_told[name](result, console))
         return
     from bi_performance_ctl.render import tables
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.prose import fold, heading, pairs
-from bi_performance_ctl.render.units import duration, share, size
+from bi_performance_ctl.render.units import count, duration, share, size
 from bi_performance_wire.streams import visible
 
 _STANDS = {
@@ -141,3 +141,99 @@ def _past(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     if found["stored_bytes"]:
         yield "size", size(found["stored_bytes"])
     yield "read", {None: "not known", True: "yes", False: "never"}[found["read"]]
+
+
+# ── cache top
+
+_TITLES = {
+    "hits": "The hottest keys",
+    "misses": "Most asked for and not in this host's store",
+    "size": "The largest entries",
+    "age": "The oldest entries",
+    "cold": "Never read since they were stored, the oldest first",
+}
+KEY_COLUMNS = 30
+"""Columns that a key has at the least, however narrow the terminal is."""
+
+
+def top(result: dict[str, Any], console: Console) -> str:
+    """The keys in a table, and below it what the figures are of."""
+    by, keys = result["by"], result["keys"]
+    lines = [heading(_TITLES[by], console)]
+    if by in ("hits", "misses"):
+        head = [by, "not fewer", "not more", "size", "age"]
+        cells = [
+            [*(_about(each[name]) for name in ("count", "at_least", "at_most")), *_there(each)]
+            for each in keys
+        ]
+    else:
+        head = ["size", "age", "time left"]
+        cells = [
+            [*_there(each), duration(each["ttl_seconds"]) if each["ttl_seconds"] else "none"]
+            for each in keys
+        ]
+    lines += table(head, cells, [_named(each) for each in keys], console)
+    if not keys:
+        lines.append("  none yet")
+    for note in _notes(result):
+        lines += ["", *fold(note, "  ", console)]
+    return "\n".join(lines)
+
+
+def table(
+    head: list[str], cells: list[list[str]], names: list[str], console: Console, last: str = "key"
+) -> list[str]:
+    """Figures to the right of their columns, and names behind them, cut to the terminal."""
+    if not cells:
+        return []
+    widths = [max(len(row[at]) for row in [head, *cells]) for at in range(len(head))]
+    used = 2 + sum(widths) + 2 * len(widths)
+    room = max(KEY_COLUMNS, console.columns - used) if console.columns else None
+    lines = [console.paint(_line(head, widths) + last, "2")]
+    for row, name in zip(cells, names, strict=True):
+        lines.append(_line(row, widths) + (name if room is None else _fitted(name, room)))
+    return lines
+
+
+def _line(cells: list[str], widths: list[int]) -> str:
+    figures = "".join(f"{cell:>{width}}  " for cell, width in zip(cells, widths, strict=True))
+    return "  " + figures
+
+
+def _fitted(name: str, room: int) -> str:
+    return name if len(name) <= room else name[: room - 1] + "…"
+
+
+def _named(each: dict[str, Any]) -> str:
+    return key_text(each["key"]) + ("…" if each["cut"] else "")
+
+
+def _about(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _there(each: dict[str, Any]) -> list[str]:
+    if each["here"] is None:
+        return ["?", "?"]
+    if not each["here"]:
+        return ["gone", "–"]
+    return [size(each["stored_bytes"]), duration(each["age_seconds"])]
+
+
+def _notes(result: dict[str, Any]) -> Iterator[str]:
+    by = result["by"]
+    if by in ("hits", "misses"):
+        yield (
+            f"Estimates from a sample of some {result['counted']:,.0f} {by} in the last"
+            f" {duration(result['seconds'])}; not fewer and not more hold for 95 of 100 keys."
+        )
+        if result["unnamed"]:
+            yield f"{result['unnamed']:,.0f} hits were on entries that had left before a look."
+        return
+    yield f"Of {count(result['entries'], 'entry', 'entries')} on this host."
+    if by == "cold":
+        unread = count(result["unread"], "entry was", "entries were")
+        text = f"{unread} never read, {size(result['unread_bytes'])}"
+        if result["unknown"]:
+            text += f"; of {result['unknown']:,} it is not known"
+        yield text + "."

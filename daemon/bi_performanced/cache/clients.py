@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.types import Attached
+from bi_performanced.cache.notes import Noted, Notes
 from bi_performanced.cache.store import Store
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -145,6 +146,8 @@ class Attachment:
     _seen_at: int = 0
     closed: bool = False
     _log_seen: int = 0
+    _notes: Notes = field(default_factory=Notes)
+    _noted_at: tuple[int, int] = (0, 0)
 
     def logged(self) -> list[int]:
         """Hashes of sampled keys that the client read since the last call, in order.
@@ -184,6 +187,18 @@ class Attachment:
                 self.plausible = False
         return self.figures
 
+    def noted(self, now: int) -> Noted:
+        """What was noted of single reads since the last call; of a closed one, nothing.
+
+        Each of them stands for as many as the figures, which are checked, have grown by.
+        """
+        before = self._noted_at
+        figures = self.sample(now)
+        self._noted_at = figures.hits, figures.misses
+        if self.closed or not self.plausible:
+            return Noted([], 0.0, [], 0.0)
+        return self._notes.since(self._words, figures.hits - before[0], figures.misses - before[1])
+
     def own_words(self) -> OwnWords:
         """What the process tells of itself; of a closed one, nothing."""
         return OwnWords() if self.closed else OwnWords.of(self._words)
@@ -214,6 +229,8 @@ class Clients:
         self._store_fd = store_fd
         self._touch_maps: dict[int, TouchMap] = {}
         self._serial = 0
+        self.on_close: Callable[[Attachment], None] = lambda attachment: None
+        """Called when a process leaves, before its page goes."""
         store.policy.drain = self.logged
 
     def logged(self) -> list[int]:
@@ -249,6 +266,7 @@ class Clients:
         serial, store = self._serial, self._store
 
         def closing(attachment: Attachment) -> None:
+            self.on_close(attachment)
             self.retired.add(attachment.sample(boot_clock()))
             del self.attached[serial]
             touches.users -= 1

@@ -17,6 +17,9 @@ from bi_performanced.cache.clients import Attachment, Figures, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.insight.explaining import Explainer
+from bi_performanced.cache.insight.prefixes import rule_of
+from bi_performanced.cache.insight.ranking import Ranking
+from bi_performanced.cache.insight.watching import Watch
 from bi_performanced.cache.leases import LEADER, Holder, Outcome, Refused
 from bi_performanced.cache.leasing import Leasing
 from bi_performanced.cache.local import Local
@@ -60,6 +63,8 @@ class Cache:
             self._home.set_word(L.W_REMOTE, 0)
         self._mode = mode if settings.enabled else "off"
         self.explainer = Explainer(self._home, self.leasing, self._second, self._mode)
+        self.watch = Watch(self._home, rule_of())
+        self.ranking = Ranking(self._home, self.watch)
         self._hits = self._misses = 0
         self.compression = Compression()
         self.on_clear: Callable[[], None] = lambda: None
@@ -465,6 +470,7 @@ class Cache:
         """Keep the readers' deadline, drop what expired, and grow, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.leasing.run)
+            nursery.start_soon(self.watch.run)
             if self._second is None:
                 await self._home.run(task_status=task_status)
             else:

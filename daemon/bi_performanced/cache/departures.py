@@ -29,8 +29,8 @@ class Tally:
     left: int = 0
     """Entries that left by eviction or expiry, and of which is known whether they were read."""
     unread: int = 0
-    keys: list[tuple[bytes, int]] = field(default_factory=list)
-    """The latest of those that left unread: key and bytes."""
+    keys: list[tuple[bytes, int, bool]] = field(default_factory=list)
+    """The latest of those that left unread: key, bytes, and whether it was evicted."""
     refill_ages: list[int] = field(default_factory=lambda: [0] * AGES)
     """Entries stored again after they had expired, by floor(log2(tenths of a second)) since they
     were stored before."""
@@ -38,7 +38,7 @@ class Tally:
     def prefixes(self) -> dict[bytes, tuple[int, int]]:
         """For the beginnings of those keys: how many there are, and their bytes."""
         found: dict[bytes, tuple[int, int]] = {}
-        for key, size in self.keys:
+        for key, size, _ in self.keys:
             prefix = prefix_of(key)
             count, total = found.get(prefix, (0, 0))
             found[prefix] = (count + 1, total + size)
@@ -85,7 +85,12 @@ class Departures:
             [one + other for one, other in zip(now.refill_ages, before.refill_ages, strict=True)],
         )
 
-    def leave(self, key: bytes, size: int, unread: bool) -> None:
+    @property
+    def now(self) -> Tally:
+        """The tally of the span that goes on."""
+        return self._now
+
+    def leave(self, key: bytes, size: int, unread: bool, evicted: bool = True) -> None:
         """An entry of `size` bytes leaves by eviction or expiry."""
         now = self._now
         now.left += 1
@@ -93,9 +98,9 @@ class Departures:
             # Only remembered here, for this is on the way of every put: looked at when asked.
             keys = now.keys
             if len(keys) < KEPT:
-                keys.append((key, size))
+                keys.append((key, size, evicted))
             else:
-                keys[now.unread % KEPT] = (key, size)
+                keys[now.unread % KEPT] = (key, size, evicted)
             now.unread += 1
 
     def expire(self, digest: int, created: int) -> None:

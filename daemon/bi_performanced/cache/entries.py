@@ -165,6 +165,25 @@ class Entries:
             slot += 1
         return NONE
 
+    def key_of(self, digest: int) -> bytes | None:
+        """The key with this hash, when it has an entry."""
+        cells = self.index.cells
+        slot = digest % self.index.slots
+        want = digest >> L.FINGERPRINT_SHIFT | L.TAG_DISTANCE_ONE
+        while want <= L.TAG_MAX:
+            tag = cells[slot] >> L.TAG_SHIFT
+            if tag == want:
+                at = self.address(cells[slot] & L.PLACE) + L.KEY_AT
+                length = L.WORD.unpack_from(self._data, at - L.KEY_IN_BODY)[0] & L.KEY_LENGTH
+                key = self._data[at : at + length]
+                if xxh3_64_intdigest(key, self._seed) == digest:
+                    return key
+            elif tag < want & L.TAG_DISTANCE:
+                return None
+            want += L.TAG_DISTANCE_ONE
+            slot += 1
+        return None
+
     def _known(self, sequence: int, now: int) -> bool:
         """Whether a shared entry may be served by what is known of the other hosts."""
         words = self.memory.words
@@ -217,6 +236,12 @@ class Entries:
             kept_until,
             not word & L.FLAG_SHARED or self._known(word >> 16, now),
         )
+
+    def size_and_creation(self, place: int) -> tuple[int, int]:
+        """Bytes of the record at a place, and when it was stored, in tenths of a second."""
+        at = self.address(place)
+        size = L.HEADER.unpack_from(self._data, at)[1] & L.SIZE
+        return size, L.BODY.unpack_from(self._data, at + L.HEADER_BYTES)[2]
 
     def sequence_at(self, slot: int) -> int:
         place = self.index.cells[slot]

@@ -235,10 +235,12 @@ class Evicting(Entries):
             if not place & L.MAIN_BIT:
                 self.ghost.add(digest)
             why = Why.EVICTED
-        use = self._part(place, word, key, size, count)
+        use = self._part(place, word, key, size, count, why is Why.EVICTED)
         self.departures.past.note(digest, why, now // L.CREATED_UNIT_NS, created, size, use)
 
-    def _part(self, place: int, word: int, key: bytes, size: int, count: int) -> Use:
+    def _part(
+        self, place: int, word: int, key: bytes, size: int, count: int, evicted: bool = False
+    ) -> Use:
         """Tell of an entry that leaves by eviction or expiry, where it is known if it was read."""
         # In the main ring of S3-FIFO a count of 0 may be what is left of many uses, and of entries
         # that an earlier daemon stored the uses are not known.
@@ -249,7 +251,7 @@ class Evicting(Entries):
             or not self._full_once
             or (policy.share is None and sequence > policy.direct_until)
         ):
-            self.departures.leave(key, size, count == 0)
+            self.departures.leave(key, size, count == 0, evicted)
             return Use.READ if count else Use.UNREAD
         return Use.UNKNOWN
 

@@ -331,6 +331,18 @@ class Store(Evicting):
                 read += bool(promoted) or self.index.frequency(entry.slot) > 0
         return count, read
 
+    def was_read(self, entry: Found) -> bool | None:
+        """Whether an entry that a sweep saw was read since it was stored; None: not known."""
+        if self.index.frequency(entry.slot):
+            return True
+        if entry.sequence <= self.uses_known_from:
+            return None
+        if not entry.place & L.MAIN_BIT or not self._full_once:
+            return False
+        # What was promoted had been read, and what has come round once may have been.
+        direct = self.policy.share is None and entry.sequence > self.policy.direct_until
+        return False if direct else None
+
     # ── for recovery and copies
 
     def take_over_marks(self, source: Store) -> None:

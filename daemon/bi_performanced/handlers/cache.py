@@ -116,6 +116,7 @@ def _got(cache: Cache, name: bytes, payload: bytes | None, args: types.CacheGet)
         cache.count([payload])
         return value
     cache.count([payload])
+    cache.watch.asked([name], [payload])
     if payload is None or args.payload:
         return payload
     return msgspec.Raw(memoryview(payload)[1:])
@@ -147,6 +148,7 @@ def _got_many(
     if not args.payload and any(each is not None and each[0] != PLAIN for each in found):
         return _decoded(cache, names)
     cache.count(found)
+    cache.watch.asked(names, found)
     if args.payload:
         return found
     return [None if each is None else msgspec.Raw(memoryview(each)[1:]) for each in found]

@@ -10,5 +10,6 @@ from bi_performanced.handlers.cache import key_bytes
 def handlers(cache: Cache) -> dict[str, Handler]:
     """A handler for each of them. Keys are told over the control socket alone: none has a route."""
     return {
+        "cache.top": lambda args, caller: cache.ranking.top(args.by, args.limit),
         "cache.explain": lambda args, caller: cache.explainer.explain(key_bytes(args.key)),
     }
