@@ -91,30 +91,29 @@ def test_when_the_caller_that_loads_is_cancelled_another_one_loads(
     assert wait_until(lambda: not leases(here)["held"], what="the end of all leases")
 
     begun.clear()
+    started.clear()
     here.sync.cache.delete("k")
+    others_of_another: list[Caller] = []
 
-    async def cancelled() -> None:
-        if run is under_trio:
-            with trio.move_on_after(0.2):
-                await call()
-        else:
-            with pytest.raises(TimeoutError):
-                await asyncio.wait_for(call(), 0.2)
-
-    other = None
+    def join() -> None:
+        assert started.wait(10)
+        others_of_another.append(Caller(lambda: ask(there, None, lambda: "other")))
+        until_waiting(here)
 
     async def with_another_process() -> None:
-        nonlocal other
-        begun.clear()
-        start = threading.Timer(
-            0.1, lambda: calls.append(Caller(lambda: ask(there, None, lambda: "other")))
-        )
-        start.start()
-        await cancelled()
+        if run is under_trio:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(call)
+                await trio.to_thread.run_sync(join)
+                nursery.cancel_scope.cancel()
+        else:
+            task = asyncio.create_task(call())
+            await asyncio.to_thread(join)
+            task.cancel()
+            await asyncio.wait([task])
 
-    calls: list[Caller] = []
     run(with_another_process)
-    assert calls[0].result() == "other", "the lease is given up with the cancellation"
+    assert others_of_another[0].result() == "other", "the lease is given up with the cancellation"
 
 
 @LOOPS
