@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import msgpack
 
+from bi_performance.forks import after_fork
 from bi_performance.link import Link
 from bi_performance.protocol import Connection, Unavailable
 from bi_performance_wire.errors import WireError
@@ -103,7 +104,7 @@ class Keeper:
         self.generation = 0
         """Of this process and those it was forked from."""
         self._start()
-        os.register_at_fork(after_in_child=self._after_fork)
+        after_fork(self._after_fork)
 
     def _start(self) -> None:
         self._lock = threading.RLock()

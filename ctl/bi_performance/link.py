@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from bi_performance.forks import after_fork
 from bi_performance.protocol import Connection, QueueFull, Steps, TimedOut, Unavailable, drive
 from bi_performance.reader import DETACHED, MISS, Outcome, StoreReader
 from bi_performance.turns import Crowded, LoopTurns, ThreadTurns, Turns
@@ -128,7 +129,7 @@ class Link:
         self.unavailable = 0
         """Calls that were answered without the daemon."""
         self._start()
-        os.register_at_fork(after_in_child=self._after_fork)
+        after_fork(self._after_fork)
 
     def _start(self) -> None:
         # Not a plain lock: a signal handler or a finalizer may read while its thread attaches.

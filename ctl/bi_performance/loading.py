@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from bi_performance.checks import portions
 from bi_performance.flights import Flight, Flights, Joiner, Landed, Turn
+from bi_performance.forks import after_fork
 from bi_performance.keeper import HELD, HIT, LEADER, Asked, Keeper
 from bi_performance.limited import Limited
 from bi_performance.link import Link
@@ -123,7 +123,7 @@ class Loader:
             log, "a loaded value cannot be stored (%s): it is returned, and loaded again"
         )
         self._touched: dict[bytes, float] = {}
-        os.register_at_fork(after_in_child=self.flights.reset)
+        after_fork(self.flights.reset)
 
     async def load(self, world: World, work: Work) -> Any:
         """The value, loaded by this caller or another. See the module."""

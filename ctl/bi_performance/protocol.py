@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import time
+import weakref
 from collections.abc import Generator, Iterator
 from typing import Any, Final, TypeVar
 
@@ -59,6 +60,10 @@ class Connection:
         except OSError:
             self.socket.close()
             raise
+        # One that is collected unclosed is closed without a warning: who forgot an optimizer
+        # could do nothing about it.
+        self._forgotten = weakref.finalize(self, self.socket.close)
+        self._forgotten.atexit = False
         self._serial = 0
         self._framer = Framer(ANSWER_LIMITS)
         self._whole = True
@@ -208,6 +213,7 @@ class Connection:
         return False
 
     def close(self) -> None:
+        self._forgotten.detach()
         self.socket.close()
 
 

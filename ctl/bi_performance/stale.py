@@ -8,7 +8,6 @@ background, or because the load failed or took too long.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,6 +15,7 @@ from typing import Any, Final
 from bi_performance.background import Background, Running
 from bi_performance.drivers import let_others_run
 from bi_performance.entries import CacheEntry
+from bi_performance.forks import after_fork
 from bi_performance.limited import Limited
 from bi_performance.loading import Loader, NotLoaded, Work
 from bi_performance.options import Options, is_early
@@ -37,7 +37,7 @@ class Server:
         self.background = Background()
         self.stale_served = 0
         """Stale values that this process's callers were given."""
-        os.register_at_fork(after_in_child=self.background.reset)
+        after_fork(self.background.reset)
         loader.link.renew = loader.touch
         self._failures: dict[bytes, float] = {}
         """Until when (monotonic) each is not tried again."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextvars
 import inspect
 import logging
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any, Final, Literal
 
 from sniffio import current_async_library_cvar
 
+from bi_performance.forks import after_fork
 from bi_performance.limited import Limited
 
 log = logging.getLogger("performance")
@@ -226,4 +226,4 @@ def _explained(error: BaseException) -> BaseException:
 
 
 WORKERS: Final = Workers()
-os.register_at_fork(after_in_child=WORKERS.reset)
+after_fork(WORKERS.reset)
