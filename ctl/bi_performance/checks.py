@@ -40,6 +40,14 @@ def key_bytes(key: Key, what: str = "a key", most: int = MAX_KEY_BYTES) -> bytes
     return key
 
 
+def key_text(name: bytes) -> Key:
+    """A key as it is shown: text, where it is text."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        return name
+
+
 def seen_key(fingerprint: Key) -> bytes:
     """The key that stands for a fingerprint; raises TypeError or ValueError for what is none."""
     name = key_bytes(fingerprint, "a fingerprint", MAX_KEY_BYTES - len(SEEN_PREFIX))

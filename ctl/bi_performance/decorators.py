@@ -13,10 +13,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Generic, ParamSpec, TypeVar, cast
+from string import Formatter
+from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, cast
 
-from bi_performance.checks import Key, key_bytes
+from bi_performance.checks import Key, key_bytes, key_text
 from bi_performance.drivers import let_others_run
 from bi_performance.loading import Work
 from bi_performance.options import LoadContext, Options
@@ -56,6 +58,8 @@ class Cached(Generic[P, R]):
             parameters=[each for name, each in signature.parameters.items() if name != CONTEXT]
         )
         self._name = f"{function.__module__}.{function.__qualname__}"
+        if isinstance(key, str):
+            _check_template(key, self._signature.parameters)
 
     def __call__(self, *args: P.args, **named: P.kwargs) -> R:
         name = self._key_of(args, named)
@@ -80,11 +84,17 @@ class Cached(Generic[P, R]):
 
     def key(self, *args: P.args, **named: P.kwargs) -> Any:
         """The key for these arguments: text, where it is text."""
-        name = self._key_of(args, named)
-        try:
-            return name.decode()
-        except UnicodeDecodeError:
-            return name
+        return key_text(self._key_of(args, named))
+
+    def __reduce__(self) -> str:
+        # By its name, as a function: for another process it is what that imports.
+        return self.__wrapped__.__qualname__
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         if instance is None:
@@ -128,11 +138,22 @@ class Cached(Generic[P, R]):
         bound = self._signature.bind(*args, **named)
         bound.apply_defaults()
         if self._key is not None:
-            return key_bytes(self._key.format_map(bound.arguments))
+            try:
+                return key_bytes(self._key.format_map(bound.arguments))
+            except (AttributeError, LookupError) as error:
+                raise ValueError(
+                    f"{self._name}: the key {self._key!r} cannot be made of these arguments:"
+                    f" {type(error).__name__}: {error}"
+                ) from error
         digest = hashlib.blake2b(digest_size=16)
         for name, value in bound.arguments.items():
             try:
                 digest.update(encode([name, _ordered(value)], compress=False))
+            except RecursionError:
+                raise TypeError(
+                    f"{self._name}: the argument {name!r} cannot be part of a key: it contains"
+                    " itself, or is nested too deep; give cached(key=…)"
+                ) from None
             except (TypeError, ValueError) as error:
                 raise TypeError(
                     f"{self._name}: the argument {name!r} cannot be part of a key"
@@ -163,6 +184,9 @@ class Bound:
         self._instance = instance
         functools.update_wrapper(self, function.__wrapped__)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._instance, self._function.__name__)
+
     def __call__(self, *args: Any, **named: Any) -> Any:
         return self._function(self._instance, *args, **named)
 
@@ -191,6 +215,22 @@ def cached(
         return kind(function, server, options, key)
 
     return decorate
+
+
+def _check_template(template: str, parameters: Mapping[str, object]) -> None:
+    """Raises ValueError for a key that names what is no parameter."""
+    known = ", ".join(parameters) or "none"
+    try:
+        fields = [field for _, field, _, _ in Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise ValueError(f"the key {template!r} is no text with names in braces: {error}") from None
+    for field in fields:
+        name = re.split(r"[.\[]", field, maxsplit=1)[0]
+        if name not in parameters:
+            raise ValueError(
+                f"the key {template!r} names {name!r}, which is no parameter of the function;"
+                f" it has: {known}"
+            )
 
 
 def _ordered(value: Any) -> Any:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
-from bi_performance.checks import portions
+from bi_performance.checks import key_text, portions
 from bi_performance.flights import Flight, Flights, Joiner, Landed, Turn
 from bi_performance.forks import after_fork
 from bi_performance.keeper import HELD, HIT, LEADER, Asked, Keeper
@@ -138,7 +138,8 @@ class Loader:
         try:
             return await world.within(seconds, lambda: self._join(world, work))
         except Late:
-            raise LoadTimeout(f"no value of {work.key!r:.100} within {seconds:g} s") from None
+            name = key_text(work.key)
+            raise LoadTimeout(f"no value of {name!r:.100} within {seconds:g} s") from None
 
     async def _alone(self, world: World, work: Work) -> Any:
         """With `observe` the factory is always called, and its value stored if no other is being

@@ -138,7 +138,8 @@ class SyncLoads:
         options: Options | None = None,
         **changes: Unpack[Changes],
     ) -> Any:
-        """See PerformanceCache. The factory is not async, and runs in this thread."""
+        """See PerformanceCache. The factory is not async, and runs in this thread; with a
+        `hard_timeout`, or in the background (`grace`, `early`), in one of its own."""
         chosen = options_of(options, ttl, changes) if options or changes else None
         if chosen is not None and not chosen.plain:
             return run_now(self._server.serve(THREADS, key_bytes(key), factory, chosen)).value

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 import msgpack
 
-from bi_performance.checks import check_grace, check_tags, check_ttl, not_utf8, terms_of
+from bi_performance.checks import check_grace, check_tags, check_ttl, key_text, not_utf8, terms_of
 from bi_performance.reader import Entry
 from bi_performance_wire.types import MAX_TTL
 
@@ -58,7 +58,9 @@ class Options:
     """How long a caller that has a stale value waits for a fresh one, which is loaded in the
     background then. 0: not at all; None: until it is there or the load has failed."""
     hard_timeout: float | None = None
-    """How long any caller waits; then it gets a stale value, or LoadTimeout. None: no bound."""
+    """How long any caller waits; then it gets a stale value, or LoadTimeout. None: no bound.
+    Without an event loop the factory runs in a thread of its own then: what belongs to its
+    caller's thread, a connection of sqlite3 or a threading.local, is not there."""
     early: float = 0.0
     """More than 0: a value is loaded anew in the background before it expires, the more likely the
     nearer that is and the longer the last load took. 1 is right in most cases, more is earlier."""
@@ -117,7 +119,8 @@ def options_of(options: Options | None, ttl: float | None, changes: Changes) -> 
 
 
 class LoadTimeout(TimeoutError):
-    """No value within `hard_timeout`, and no stale one."""
+    """No value within `hard_timeout`, and no stale one. Under an event loop the factory was
+    cancelled; one that runs in a thread goes on, without a loop its value is even stored."""
 
 
 class NotModified:
@@ -210,10 +213,7 @@ class LoadContext:
     @property
     def key(self) -> str | bytes:
         """The key that is loaded: text, where it is text."""
-        try:
-            return self.name.decode()
-        except UnicodeDecodeError:
-            return self.name
+        return key_text(self.name)
 
     @property
     def has_stale(self) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,3 +178,60 @@ def test_without_a_daemon_it_is_the_function(tmp_path: Path) -> None:
     assert [f(1), f(1), f.refresh(1)] == [1, 1, 1] and len(calls) == 3
     assert f.invalidate(1) is False
     alone.close()
+
+
+def triple(value: int) -> int:
+    return value * 3
+
+
+class Shop:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def price(self, number: int) -> str:
+        return f"{self.name} {number}"
+
+
+def test_a_decorated_function_is_pickled_by_name_and_copied_as_one(
+    optimizer: PerformanceOptimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[__name__]
+    decorated = optimizer.sync.cache.cached(60)(triple)
+    monkeypatch.setattr(module, "triple", decorated)
+    assert pickle.loads(pickle.dumps(decorated)) is decorated  # noqa: S301 (our own)
+    assert copy.copy(decorated) is copy.deepcopy(decorated) is decorated
+    price = optimizer.sync.cache.cached(60, key="{self.name}:{number}")(Shop.price)
+    monkeypatch.setattr(Shop, "price", price)
+    bound = pickle.loads(pickle.dumps(Shop("shop").price))  # noqa: S301 (our own)
+    assert bound(5) == "shop 5" and copy.deepcopy(bound)(5) == "shop 5"
+
+
+def test_a_key_that_names_no_parameter_is_refused_at_the_decoration(
+    optimizer: PerformanceOptimizer,
+) -> None:
+    cached = optimizer.sync.cache.cached
+    for key, words in (
+        ("u:{idd}", "'idd', which is no parameter of the function; it has: value"),
+        ("{0}", "'0', which is no parameter"),
+        ("{}", "'', which is no parameter"),
+        ("{idd.name}", "'idd', which"),
+        ("{", "no text with names in braces"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            cached(60, key=key)(triple)
+    assert cached(60, key="{{x}} {value:03d} {value!r}")(triple).key(7) == "{x} 007 7"
+    with pytest.raises(ValueError, match="cannot be made of these arguments: AttributeError"):
+        cached(60, key="{value.name}")(triple)(7)
+
+
+def test_an_argument_that_contains_itself_is_a_mistake_that_is_named(
+    optimizer: PerformanceOptimizer,
+) -> None:
+    @optimizer.sync.cache.cached(60)
+    def count(items: list[Any]) -> int:
+        return len(items)
+
+    items: list[Any] = []
+    items.append(items)
+    with pytest.raises(TypeError, match=r"count: the argument 'items'.* contains itself"):
+        count(items)

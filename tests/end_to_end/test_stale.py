@@ -146,7 +146,7 @@ def test_after_the_hard_timeout_there_is_a_stale_value_or_a_clear_error(
         how: Any = {"options": GRACE, "soft_timeout": None, "hard_timeout": 0.05}
         found = await here.cache.get_or_set_entry("k", hang, **how)
         assert found.value == "old" and found.stale
-        with pytest.raises(LoadTimeout, match="no value of b'other' within"):
+        with pytest.raises(LoadTimeout, match="no value of 'other' within"):
             await here.cache.get_or_set("other", hang, **how)
         done.set()
 
