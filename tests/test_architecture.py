@@ -31,7 +31,7 @@ LAYERS = {
     "telemetry": set(),
     "config": {"host"},
     "remote": {"config", "telemetry"},
-    "cache": {"config", "remote", "telemetry"},
+    "cache": {"config", "host", "remote", "telemetry"},
     "monitor": {"cache", "config", "host", "telemetry"},
     "advice": {"cache", "config", "events", "monitor", "telemetry"},
     "handlers": {"advice", "cache", "config", "dispatch", "events", "monitor"},

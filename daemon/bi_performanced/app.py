@@ -42,6 +42,7 @@ from bi_performanced.handlers import optimizer as optimizer_handlers
 from bi_performanced.handlers import server as server_handlers
 from bi_performanced.health import watch_health
 from bi_performanced.monitor.component import Monitor
+from bi_performanced.monitor.pressure import Pressure
 from bi_performanced.systemd import Notifier, inherited_sockets, watchdog_interval
 from bi_performanced.telemetry.logs import LogSink, configure
 
@@ -222,6 +223,7 @@ class App:
         )
         self._broker = Broker()
         self._monitor = Monitor(plan.settings.monitoring, self._cache, places.state)
+        self._pressure = Pressure(self._cache)
         parts: dict[str, Part] = {"cache": self._cache, "monitoring": self._monitor}
         tuner = Tuner(planner, plan, kept, parts, self._broker, trouble=trouble)
         self._advisor = Advisor(settings.advice, self._cache, self._monitor, tuner, self._broker)
@@ -277,6 +279,7 @@ class App:
                 await base.start(self._listen_to_signals)
                 await base.start(self._cache.run)
                 await base.start(self._monitor.run)
+                await base.start(self._pressure.run)
                 await base.start(self._advisor.run)
                 await base.start(watch_health, self._components, self._broker)
                 if self._watchdog is not None:

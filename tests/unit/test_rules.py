@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bi_performanced.advice.catalog import LIVE
-from bi_performanced.advice.rules import MIN_READS, MIN_SETS, RULES, Finding
+from bi_performanced.advice.rules import MIN_READS, MIN_SETS, RULES, Finding, shrunk
 from bi_performanced.advice.window import HOST, Evidence
 from bi_performanced.cache.departures import KEPT, Departures, Tally, prefix_of
 from bi_performanced.cache.patterns import matcher
@@ -41,6 +41,8 @@ def evidence(
         "max_entries": 10_000,
         "live_bytes": 20 * MIB,
         "max_bytes": 256 * MIB,
+        "budget": 256 * MIB,
+        "budget_reason": None,
         "store_limit": 32 * MIB,
         "store_bytes": 48 * MIB,
         "room": 512 * MIB,
@@ -269,3 +271,12 @@ def test_what_expired_and_comes_again_tells_its_age() -> None:
     for digest in range(100_000):
         departures.expire(digest, 0)
     assert len(departures.expired) <= 4096
+
+
+def test_a_store_that_was_made_smaller_is_told_of_until_it_has_grown_back() -> None:
+    assert shrunk(evidence()) is None
+    found = shrunk(evidence(budget=64 * MIB, budget_reason="3% of the memory is left"))
+    assert found is not None
+    assert found.title == "memory is or was short: the store may have 64 MiB of 256 MiB"
+    assert found.command == f"bi-performance config set cache.max_bytes {64 * MIB}"
+    assert found.evidence["reason"] == "3% of the memory is left"

@@ -16,12 +16,12 @@ from bi_performance_wire.batch import pack
 from bi_performance_wire.types import CacheSetMany
 from bi_performanced.cache import eviction, recovery
 from bi_performanced.cache.component import Cache
-from bi_performanced.cache.home import Growing
 from bi_performanced.cache.index import Index
 from bi_performanced.cache.memory import Memory
 from bi_performanced.cache.policy import RULES
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.ring import Ring
+from bi_performanced.cache.room import Growing
 from bi_performanced.cache.store import Store
 from bi_performanced.cache.terms import Terms
 from bi_performanced.config import CacheSettings

@@ -76,6 +76,11 @@ def cache(stats: dict[str, Any]) -> Rows:
         ("misses", f"{stats['misses']:,}"),
         ("entries", f"{stats['entries']:,} of {stats['max_entries']:,}"),
         ("size", f"{size(stats['size_bytes'])} of {size(stats['max_bytes'])}"),
+        *(
+            [("while memory is short", f"{size(local['budget_bytes'])}: {visible(reason)}")]
+            if (reason := local.get("budget_reason"))
+            else []
+        ),
         ("sets", f"{stats['sets']:,}"),
         ("deletes", f"{stats['deletes']:,}"),
         ("evictions", f"{stats['evictions']:,}"),

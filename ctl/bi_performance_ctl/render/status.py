@@ -38,6 +38,11 @@ def _figures(name: str, part: dict[str, Any]) -> list[str]:
             f"{part['hit_rate']:.1%} of {asked:,} reads hit" if asked else "not read yet",
             f"{part['entries']:,} of {part['max_entries']:,} entries",
             f"{size(part['size_bytes'])} of {size(part['max_bytes'])}",
+            *(
+                [f"{size(part['budget_bytes'])} while memory is short"]
+                if part.get("budget_bytes")
+                else []
+            ),
             f"{count(part['clients'], 'process', 'processes')} attached",
             *([] if part["mode"] == "on" else [f"mode {visible(part['mode'])}"]),
             *([f"Redis {visible(part['redis']['status'])}"] if part.get("redis") else []),

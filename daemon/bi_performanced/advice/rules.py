@@ -254,6 +254,28 @@ def oversized(seen: Evidence) -> Finding | None:
     )
 
 
+def shrunk(seen: Evidence) -> Finding | None:
+    """A store that had to be made smaller because memory was short."""
+    if seen.budget >= seen.max_bytes:
+        return None
+    return Finding(
+        "cache.shrunk",
+        "warning",
+        f"memory is or was short: the store may have {_size(seen.budget)}"
+        f" of {_size(seen.max_bytes)}",
+        _evidence(
+            seen,
+            seen.reads,
+            budget_bytes=seen.budget,
+            max_bytes=seen.max_bytes,
+            reason=seen.budget_reason,
+        ),
+        "Give the host more memory or less to do, or have the store keep the smaller size.",
+        _set("cache.max_bytes", seen.budget),
+        "the store stays as it is, instead of growing back and shrinking again",
+    )
+
+
 def _whole_mib(count: int) -> int:
     return (count + (1 << 20) - 1) >> 20 << 20
 
@@ -328,6 +350,7 @@ def _pressed(
 
 RULES: Final[tuple[Rule, ...]] = (
     memory_pressure,
+    shrunk,
     too_small,
     expiry,
     never_read,

@@ -40,6 +40,9 @@ class Evidence:
     live_bytes: int
     max_bytes: int
     """What `cache.max_bytes` is."""
+    budget: int
+    """What of it the store may have while memory is short."""
+    budget_reason: str | None
     store_limit: int
     """Bytes of live entries that the store in service can hold, without growing."""
     store_bytes: int
@@ -118,6 +121,7 @@ class Window:
             self._rotated_at = now
         first, last = marks[0], marks[-1]
         cache, stats = self._cache, self._cache.stats()
+        local: dict[str, Any] = stats.levels.local
         store_limit, store_bytes = cache.allocated
         return Evidence(
             seconds=last.at - first.at,
@@ -128,6 +132,8 @@ class Window:
             max_entries=stats.max_entries,
             live_bytes=stats.size_bytes,
             max_bytes=stats.max_bytes,
+            budget=local["budget_bytes"],
+            budget_reason=local["budget_reason"],
             store_limit=store_limit,
             store_bytes=store_bytes,
             room=cache.room(),

@@ -30,6 +30,7 @@ from bi_performanced.cache.second import SecondLevel
 from bi_performanced.cache.store import Held
 from bi_performanced.cache.terms import Compression, Terms, check_key
 from bi_performanced.config import CacheSettings, LeaseSettings
+from bi_performanced.host.signs import Signs
 from bi_performanced.remote.breaker import RemoteAway
 
 LOOKED_AT = 2000
@@ -333,6 +334,8 @@ class Cache:
                     "compression_ratio": self.compression.ratio,
                     "default_ttl_sets": self._local.default_ttl_sets,
                     "store_bytes": store.memory.size,
+                    "budget_bytes": self._home.budget.bytes,
+                    "budget_reason": self._home.budget.reason,
                     "entries": store.entries,
                     "size_bytes": store.live_bytes,
                     "leases": self.leasing.figures(),
@@ -360,6 +363,9 @@ class Cache:
             "epoch": self.epoch,
             "recovered_entries": self.recovered,
         }
+        budget = self._home.budget
+        if budget.bytes < budget.most:
+            found["budget_bytes"], found["budget_reason"] = budget.bytes, budget.reason
         untrusted = sum(not one.plausible for one in self._home.clients.attached.values())
         if untrusted:
             found["untrusted_clients"] = untrusted
@@ -461,6 +467,15 @@ class Cache:
         the settings are the old ones then.
         """
         await self._home.reconfigure(settings)
+
+    async def mind(self, signs: Signs, now: float) -> None:
+        """Go by how short memory is: a smaller store while it is, down to an eighth of
+        `cache.max_bytes`. `now` is on any clock that only grows, in seconds."""
+        await self._home.mind(signs, now)
+
+    async def give_back(self) -> None:
+        """Let the store have `cache.max_bytes` again."""
+        await self._home.give_back()
 
     async def resize(self, max_entries: int, max_bytes: int) -> None:
         """Move to a store of other limits. Raises OSError; the old one serves on then."""

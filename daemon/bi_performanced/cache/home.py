@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -18,16 +18,19 @@ import trio
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import BUSY, TOO_LARGE, WireError
+from bi_performanced.cache.budget import Budget
 from bi_performanced.cache.clients import Clients, boot_clock
 from bi_performanced.cache.copying import Copying
 from bi_performanced.cache.leaving import LeftStores
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import ALIVE_NS, Opened
 from bi_performanced.cache.past import Why
+from bi_performanced.cache.room import Growing, RoomMaker
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.cache.sweeping import SWEEP_SLOTS
 from bi_performanced.config import CacheSettings
 from bi_performanced.config.limits import free_bytes, headroom, room
+from bi_performanced.host.signs import Signs
 
 log = structlog.get_logger("performance")
 
@@ -45,10 +48,6 @@ GROWTH_WAIT = 5.0
 """Seconds that a request waits for the store to grow."""
 
 
-class Growing(WireError):
-    """An entry that the store will hold once it has grown, which has been asked for."""
-
-
 class Home:
     """The store in service and those who read it.
 
@@ -58,12 +57,15 @@ class Home:
     def __init__(self, settings: CacheSettings, opened: Opened) -> None:
         self.settings = settings
         """What the store grows within."""
+        self.budget = Budget(settings.max_bytes)
+        """What of `cache.max_bytes` it may have while memory is short."""
         self.store = opened.store
         self.path = opened.path
         self.clients = Clients(opened.store, _read_only(opened.path))
         self.failed: str | None = None
         """Why the store does not have the size, or take the entries, that it should."""
         self._copying = Copying()
+        self.room_maker = RoomMaker(self, self._copying)
         self.hollow = False
         """The free parts of the store's file have no memory behind them: nothing can be put."""
         self._lock_fd = opened.lock_fd
@@ -75,9 +77,6 @@ class Home:
         self._wake = trio.Event()
         self._grown = trio.Event()
         self._wanted_record = 0
-        self._tight = trio.Event()
-        self._wanted_room = 0
-        self._asked_for_room = self._may_come_back = 0
         self._growth_retry = 0.0
         self._resizing = trio.Lock()
         self._sweep_at = 0
@@ -153,34 +152,17 @@ class Home:
         """
         with trio.move_on_after(GROWTH_WAIT):
             await self._grown.wait()
-            while self._wanted_room:
+            while self.room_maker.wanted:
                 # It is the room that is waited for, and something else was done first.
                 await self._grown.wait()
 
     def grow_if_full(self) -> None:
         """Have the store grow when it is about to be full and may."""
         store = self.store
-        if store.live_bytes > GROW_AT * store.max_bytes < self.settings.max_bytes:
+        if store.live_bytes > GROW_AT * store.max_bytes < self.budget.bytes:
             self._wake.set()
         if store.tight():
-            self._tight.set()
-
-    def check_size(self, size: int) -> None:
-        """Raise Growing for a record of so many bytes whose room takes long to make; it is being
-        made then. Who comes back has it, at whatever cost, if others have taken it by then."""
-        if self.store.cramped(size):
-            if self._may_come_back:
-                self._may_come_back -= 1
-                return
-            self._wanted_room = max(self._wanted_room, size)
-            self._asked_for_room += 1
-            self._tight.set()
-            raise Growing(
-                BUSY,
-                f"room is being made for {size} bytes",
-                field="value",
-                hint="try again in a second",
-            )
+            self.room_maker.go_on()
 
     def refuse_large(
         self, key: bytes, payload: bytes, error: TooLarge, extra: bytes = b""
@@ -221,7 +203,7 @@ class Home:
 
     def largest_record(self) -> int:
         """Bytes of the largest record that the store holds once it has its full size."""
-        return Geometry.for_limits(1, self.settings.max_bytes).max_record
+        return Geometry.for_limits(1, self.budget.bytes).max_record
 
     def rebuild(self, error: Damaged) -> None:
         """Begin anew with an empty store after a fault in the one that is there."""
@@ -241,7 +223,7 @@ class Home:
         async with trio.open_nursery() as nursery:
             self._beat()
             nursery.start_soon(self._grow_when_full)
-            nursery.start_soon(self._make_room)
+            nursery.start_soon(self.room_maker.run)
             task_status.started()
             while True:
                 await trio.sleep(HEARTBEAT)
@@ -295,9 +277,39 @@ class Home:
             if wanted is not None:
                 await self.resize(*wanted)
             before, self.settings = self.settings, settings
+            if settings.max_bytes != self.budget.most:
+                self.budget.reset(settings.max_bytes)
             self.failed, self._growth_retry = None, 0.0
             told = (before.default_ttl, before.compression, before.max_bytes)
             if told != (settings.default_ttl, settings.compression, settings.max_bytes):
+                self._renew_epoch()
+
+    async def mind(self, signs: Signs, now: float) -> None:
+        """Go by how short memory is at `now`, the store moved to its limit when this returns."""
+        async with self._resizing:
+            before = self.budget.bytes
+            changed = self.budget.look(now, signs, self.store.max_bytes)
+            told = {"before": before, "bytes": self.budget.bytes, "max_bytes": self.budget.most}
+            if self.budget.bytes < before:
+                log.warning("cache.budget_shrunk", **told, reason=self.budget.reason)
+            elif changed:
+                log.info("cache.budget_grown", **told)
+            if self.store.max_bytes > self.budget.bytes:
+                try:
+                    await self.resize(self.settings.max_size, self.budget.bytes)
+                except OSError as error:
+                    # Nothing more is taken, at least; the next look tries again.
+                    if changed:
+                        log.warning("cache.shrink_failed", reason=error.strerror or str(error))
+            elif changed:
+                # The largest value that may be stored is another one now.
+                self._renew_epoch()
+
+    async def give_back(self) -> None:
+        """Let the store have `cache.max_bytes` again."""
+        if self.budget.bytes < self.budget.most:
+            async with self._resizing:
+                self.budget.reset(self.settings.max_bytes)
                 self._renew_epoch()
 
     def _renew_epoch(self) -> None:
@@ -315,35 +327,7 @@ class Home:
                 wanted = self._wanted_limits(self.settings)
                 if wanted is not None and trio.current_time() >= self._growth_retry:
                     await self._try_to_grow(*wanted)
-            self._grown.set()
-            self._grown = trio.Event()
-
-    async def _make_room(self) -> None:
-        """Let entries leave, and move the tail on, before a record that comes would have to."""
-        while True:
-            await self._tight.wait()
-            size, asked = self._wanted_room, self._asked_for_room
-            self._tight = trio.Event()
-            try:
-                await self._copying.in_slices(self.store, self._room_steps(self.store, size))
-            except Damaged as error:
-                self.rebuild(error)
-            if size == self._wanted_room:
-                self._wanted_room = 0
-            else:
-                self._tight.set()
-            if size:
-                self._asked_for_room -= asked
-                self._may_come_back = asked
-                self._grown.set()
-                self._grown = trio.Event()
-            await trio.lowlevel.checkpoint()
-
-    def _room_steps(self, store: Store, size: int) -> Iterator[None]:
-        steps = store.make_room(size, boot_clock())
-        # Nothing may be moved to where there is no memory.
-        while not self.hollow and store is self.store and next(steps, steps) is not steps:
-            yield
+            self.tell_those_who_wait()
 
     async def _try_to_grow(self, max_entries: int, max_bytes: int) -> None:
         try:
@@ -365,7 +349,10 @@ class Home:
             size *= 4 if boot_clock() - self._in_service_since < SOON * 1e9 else 2
         while Geometry.for_limits(1, size).max_record < self._wanted_record:
             size *= 2
-        wanted = settings.max_size, min(size, settings.max_bytes)
+        most = settings.max_bytes
+        if most == self.budget.most:
+            most = self.budget.bytes
+        wanted = settings.max_size, min(size, most)
         return wanted if wanted != (store.max_entries, store.max_bytes) else None
 
     async def resize(self, max_entries: int, max_bytes: int) -> None:
@@ -425,6 +412,10 @@ class Home:
 
     def _filled(self) -> None:
         self.hollow = False
+        self.tell_those_who_wait()
+
+    def tell_those_who_wait(self) -> None:
+        """What was waited for may be there: see `wait_grown`."""
         self._grown.set()
         self._grown = trio.Event()
 

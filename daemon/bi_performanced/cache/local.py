@@ -88,7 +88,7 @@ class Local:
         expires = now + int(seconds * 1e9)
         extra = terms.extra(seconds)
         try:
-            self._home.check_size(sum(len(payload) for _, payload in entries[start:]))
+            self._home.room_maker.check(sum(len(payload) for _, payload in entries[start:]))
         except WireError as error:
             return 0, error
         put, leases = self._home.store.put, self._leasing.leases
@@ -180,7 +180,7 @@ class Local:
         flags: int,
         created: int | None = None,
     ) -> None:
-        self._home.check_size(L.RECORD_OVERHEAD + len(key) + len(extra) + len(payload))
+        self._home.room_maker.check(L.RECORD_OVERHEAD + len(key) + len(extra) + len(payload))
         try:
             self._home.store.put(
                 key,

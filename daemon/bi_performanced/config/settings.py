@@ -71,6 +71,11 @@ class CacheSettings:
         low=1 << 20,
         high=1 << 40,
     )
+    shrink_under_pressure: bool = setting(
+        True,
+        "the store is halved while the host or the control group is short of memory, down to an"
+        " eighth of max_bytes, and grows back when that is over; false: it keeps its size",
+    )
     compression: bool = setting(
         True, "clients compress values of 4 KiB and more with zstd where that saves a fifth"
     )

@@ -23,8 +23,8 @@ from bi_performance_wire.value import (
 )
 from bi_performanced.cache.clients import Attachment
 from bi_performanced.cache.component import Cache
-from bi_performanced.cache.home import Growing
 from bi_performanced.cache.leases import Refused
+from bi_performanced.cache.room import Growing
 from bi_performanced.cache.terms import Terms, check_key, check_ttl
 from bi_performanced.dispatch import Caller, Handler
 

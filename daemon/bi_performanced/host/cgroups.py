@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from bi_performanced.host import Unknown
+from bi_performanced.host.procfs import stalls
 from bi_performanced.host.text import reading, text, whole
 
 NO_LIMIT: Final = 1 << 60
@@ -82,6 +83,14 @@ def memory_limit(root: Path) -> int:
     if not known:
         raise Unknown("no control group limits the memory")
     return min(known)
+
+
+def memory_pressure(root: Path) -> dict[str, float]:
+    """As `procfs.pressure`, of the process's own group, where the kernel counts that (version 2).
+
+    Raises Unknown.
+    """
+    return stalls(groups(root, "memory").folders[0] / "memory.pressure")
 
 
 def cpu_limit(root: Path) -> float:

@@ -119,7 +119,11 @@ def load(root: Path) -> tuple[float, float, float]:
 
 def pressure(root: Path, resource: str) -> dict[str, float]:
     """Pressure stall information: percent of the last ten seconds, by `some` and `full`."""
-    path = root / "proc/pressure" / resource
+    return stalls(root / "proc/pressure" / resource)
+
+
+def stalls(path: Path) -> dict[str, float]:
+    """What a file of pressure stall information says. Raises Unknown."""
     with reading(path):
         found = {}
         for line in text(path).splitlines():
