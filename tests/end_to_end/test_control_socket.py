@@ -457,8 +457,8 @@ def test_many_small_messages_at_once_leave_turns_to_the_others(tmp_path: Path) -
     """A flood arrives in one piece; the request of another does not wait for all of it."""
     with (
         DaemonProcess(tmp_path) as daemon,
-        RawClient(daemon.socket) as crowd,
-        RawClient(daemon.socket) as other,
+        RawClient(daemon.socket, timeout=120) as crowd,
+        RawClient(daemon.socket, timeout=120) as other,
     ):
         flood = 12_000
         quiet = msgpack.packb([2, "server.config", []]) * flood

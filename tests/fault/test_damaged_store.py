@@ -306,8 +306,10 @@ def _end_readers(daemon: DaemonProcess, count: int) -> None:
     os.close(theirs)
     wait_until(lambda: open_files() <= before, what="the descriptors of before")
     with RawClient(daemon.socket) as client:
-        stats = client.result("cache.stats")
-        assert stats["clients"] == 1 and stats["entries"] == len(KEYS)
+        wait_until(
+            lambda: client.result("cache.stats")["clients"] == 1, what="the end of all readers"
+        )
+        assert client.result("cache.stats")["entries"] == len(KEYS)
         status = client.result("status")
         assert status["status"] == "ok" and "untrusted_clients" not in str(status)
     assert not [each for each in daemon.log_events() if each["level"] in ("error", "critical")]
