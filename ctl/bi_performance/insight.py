@@ -21,6 +21,15 @@ def top_args(by: str, limit: int) -> dict[str, Any]:
     return {"by": by, "limit": limit}
 
 
+def breakdown_args(by: str, limit: int) -> dict[str, Any]:
+    """The arguments of `cache.breakdown`. Raises ValueError."""
+    if by not in ("prefix", "process"):
+        raise ValueError(f"by must be prefix or process, not {by!r}")
+    if not 1 <= limit <= MOST_RANKED:
+        raise ValueError(f"limit must be 1 to {MOST_RANKED}, not {limit!r}")
+    return {"by": by, "limit": limit}
+
+
 class AsyncInsight:
     """Of PerformanceCache."""
 
@@ -63,6 +72,19 @@ class AsyncInsight:
         answer: dict[str, Any] | None = await self._ask("cache.top", args, seconds=EXPLAIN_TIMEOUT)
         return answer
 
+    async def breakdown(self, by: str, limit: int = 20) -> dict[str, Any] | None:
+        """The cache's figures by "prefix" (what keys begin with) or by "process" (who reads).
+
+        `prefixes` with `other`, of which entries and bytes are exact and hits, misses and
+        `evicted_unread` are estimates; or `processes` with `left`, as they counted themselves.
+        None when the daemon is away. Raises ValueError.
+        """
+        args = breakdown_args(by, limit)
+        answer: dict[str, Any] | None = await self._ask(
+            "cache.breakdown", args, seconds=EXPLAIN_TIMEOUT
+        )
+        return answer
+
 
 class SyncInsight:
     """Of SyncCache. See AsyncInsight."""
@@ -92,4 +114,10 @@ class SyncInsight:
         """The first `limit` keys by hits, misses, size, age or cold. See AsyncInsight."""
         args = top_args(by, limit)
         answer: dict[str, Any] | None = self._ask("cache.top", args, seconds=EXPLAIN_TIMEOUT)
+        return answer
+
+    def breakdown(self, by: str, limit: int = 20) -> dict[str, Any] | None:
+        """The cache's figures by "prefix" or by "process". See AsyncInsight."""
+        args = breakdown_args(by, limit)
+        answer: dict[str, Any] | None = self._ask("cache.breakdown", args, seconds=EXPLAIN_TIMEOUT)
         return answer

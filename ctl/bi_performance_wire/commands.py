@@ -256,6 +256,16 @@ COMMANDS: Final[tuple[Command, ...]] = (
         large=True,
     ),
     Command(
+        "cache.breakdown",
+        "Hit rate, entries and bytes by what keys begin with, or by the processes that read.",
+        args="CacheBreakdown",
+        result="Breakdown",
+        cli="cache by",
+        positional=("by",),
+        example="bi-performance cache by prefix\nbi-performance cache by process --limit 50",
+        large=True,
+    ),
+    Command(
         "cache.clear",
         "Remove every entry, or those that a pattern matches or that have a tag.",
         args="CacheClear",

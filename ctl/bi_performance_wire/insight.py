@@ -83,3 +83,65 @@ class Top(Result, frozen=True, kw_only=True):
     known."""
     unread_bytes: int | None = None
     unknown: int | None = None
+
+
+class CacheBreakdown(Args, frozen=True, kw_only=True):
+    by: Annotated[
+        Literal["prefix", "process"],
+        msgspec.Meta(description="prefix: what keys begin with; process: who reads"),
+    ]
+    limit: Annotated[
+        int, msgspec.Meta(ge=1, le=1000, description="how many; the others together")
+    ] = 20
+
+
+class OfPrefix(Result, frozen=True, kw_only=True):
+    """Entries and bytes are exact; hits, misses and evictions are estimates from samples."""
+
+    prefix: str | bytes | None
+    """Empty: keys that have none; nil: all others together."""
+    entries: int
+    size_bytes: int
+    unread_entries: int
+    """Never read since they were stored."""
+    hits: float
+    misses: float
+    hit_rate: float | None
+    """0 to 1; nil when it was not read."""
+    hit_rate_error: float | None
+    """With a certainty of 95 % it is no further off."""
+    evicted_unread: float
+    """Evicted without having been read."""
+
+
+class OfProcess(Result, frozen=True, kw_only=True):
+    """As the process itself counted, as far as that can be."""
+
+    name: str | None
+    pid: int
+    pid_is_known: bool = False
+    """The kernel says so; else it is what the process says."""
+    instance: str | None = None
+    """What tells it from others of its pid."""
+    uid: int | None = None
+    attached_seconds: float | None = None
+    hits: int
+    misses: int
+    hit_rate: float | None
+    hit_bytes: int
+    plausible: bool = True
+    """False: it has counted what cannot be, and is not believed any more."""
+
+
+class Breakdown(Result, frozen=True, kw_only=True):
+    by: str
+    prefixes: list[OfPrefix] | None = None
+    other: OfPrefix | None = None
+    """All other prefixes together."""
+    seconds: float | None = None
+    """By prefix: over how long hits, misses and evictions were counted."""
+    processes: list[OfProcess] | None = None
+    more: int | None = None
+    """By process: how many others are attached."""
+    left: OfProcess | None = None
+    """By process: all that have left, together."""

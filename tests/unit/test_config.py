@@ -222,6 +222,7 @@ def test_both_files_at_once_are_an_error_that_says_so(tmp_path: Path) -> None:
         ("performance: {cache: {max_bytes: 10}}", ["cache.max_bytes", "at least"]),
         ("performance: {cache: {redis_url: 'http://x'}}", ["cache.redis_url", "redis://"]),
         ("performance: {cache: {on_partition: later}}", ["cache.on_partition", "stale(SECONDS)"]),
+        (f"performance: {{cache: {{prefixes: [{'x' * 65}]}}}}", ["cache.prefixes", "64 bytes"]),
         ("performance: {tasks: {engine: celery}}", ["tasks.engine", "procrastinate"]),
         ("performance: {mode: perhaps}", ["mode", "observe"]),
         ("performance: {log: {level: LOUD}}", ["log.level", "WARNING"]),

@@ -25,10 +25,14 @@ def show(name: str, result: Any, console: Console) -> None:
         }
         console.say(how[name](result, console))
         return
-    if name in ("cache.explain", "cache.top"):
+    if name in ("cache.explain", "cache.top", "cache.breakdown"):
         from bi_performance_ctl.render import insight
 
-        how_told = {"cache.explain": insight.explained, "cache.top": insight.top}
+        how_told = {
+            "cache.explain": insight.explained,
+            "cache.top": insight.top,
+            "cache.breakdown": insight.breakdown,
+        }
         console.say(how_told[name](result, console))
         return
     from bi_performance_ctl.render import tables

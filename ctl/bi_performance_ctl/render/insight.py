@@ -7,7 +7,7 @@ from typing import Any
 
 from bi_performance_ctl.console import Console
 from bi_performance_ctl.render.prose import fold, heading, pairs
-from bi_performance_ctl.render.units import count, duration, share, size
+from bi_performance_ctl.render.units import UNKNOWN, count, duration, known, share, size
 from bi_performance_wire.streams import visible
 
 _STANDS = {
@@ -237,3 +237,80 @@ def _notes(result: dict[str, Any]) -> Iterator[str]:
         if result["unknown"]:
             text += f"; of {result['unknown']:,} it is not known"
         yield text + "."
+
+
+# ── cache by
+
+
+def breakdown(result: dict[str, Any], console: Console) -> str:
+    """A line for each prefix or process, and below them what the figures are of."""
+    lines = (
+        _by_prefix(result, console) if result["by"] == "prefix" else _by_process(result, console)
+    )
+    return "\n".join(lines)
+
+
+def _by_prefix(result: dict[str, Any], console: Console) -> list[str]:
+    head = ["hit rate", "±", "hits", "misses", "entries", "size", "never read", "evicted unread"]
+    rows = [*result["prefixes"], *([result["other"]] if result["other"] else [])]
+    cells = [
+        [
+            known(each["hit_rate"], share),
+            known(each["hit_rate_error"], share),
+            _about(each["hits"]),
+            _about(each["misses"]),
+            f"{each['entries']:,}",
+            size(each["size_bytes"]),
+            f"{each['unread_entries']:,}",
+            _about(each["evicted_unread"]),
+        ]
+        for each in rows
+    ]
+    names = [_prefix(each["prefix"]) for each in rows]
+    lines = [heading("By what keys begin with", console)]
+    lines += table(head, cells, names, console, "prefix") or ["  nothing is stored"]
+    note = (
+        "Entries and sizes are exact. Hits, misses and evictions are estimates from samples of the"
+        f" last {duration(result['seconds'])}; the hit rate is within ± for 95 of 100 prefixes."
+    )
+    return [*lines, "", *fold(note, "  ", console)]
+
+
+def _prefix(prefix: str | bytes | None) -> str:
+    if prefix is None:
+        return "(all others)"
+    return key_text(prefix) or "(none)"
+
+
+def _by_process(result: dict[str, Any], console: Console) -> list[str]:
+    head = ["pid", "hit rate", "hits", "misses", "read", "attached"]
+    rows = result["processes"]
+    cells = [
+        [
+            str(each["pid"] or UNKNOWN),
+            known(each["hit_rate"], share),
+            f"{each['hits']:,}",
+            f"{each['misses']:,}",
+            size(each["hit_bytes"]),
+            duration(each["attached_seconds"]),
+        ]
+        for each in rows
+    ]
+    names = [_process(each) for each in rows]
+    left = result["left"]
+    if left["hits"] or left["misses"]:
+        rate = known(left["hit_rate"], share)
+        counts = f"{left['hits']:,}", f"{left['misses']:,}"
+        cells.append([UNKNOWN, rate, *counts, size(left["hit_bytes"]), UNKNOWN])
+        names.append("(those that have left)")
+    lines = [heading("By the processes that read in place", console)]
+    lines += table(head, cells, names, console, "process") or ["  no process is attached"]
+    if result["more"]:
+        more = count(result["more"], "other process is", "other processes are")
+        lines += ["", f"  {more} attached; a larger --limit shows more"]
+    return lines
+
+
+def _process(each: dict[str, Any]) -> str:
+    doubt = "" if each["plausible"] else " (not believed: it counted what cannot be)"
+    return f"{visible(each['name'] or UNKNOWN)}  {each['instance'][:8]}{doubt}"

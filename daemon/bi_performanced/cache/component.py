@@ -16,8 +16,8 @@ from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, Cach
 from bi_performanced.cache.clients import Attachment, Figures, boot_clock
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
+from bi_performanced.cache.insight.breakdown import Breaking
 from bi_performanced.cache.insight.explaining import Explainer
-from bi_performanced.cache.insight.prefixes import rule_of
 from bi_performanced.cache.insight.ranking import Ranking
 from bi_performanced.cache.insight.watching import Watch
 from bi_performanced.cache.leases import LEADER, Holder, Outcome, Refused
@@ -64,8 +64,9 @@ class Cache:
             self._home.set_word(L.W_REMOTE, 0)
         self._mode = mode if settings.enabled else "off"
         self.explainer = Explainer(self._home, self.leasing, self._second, self._mode)
-        self.watch = Watch(self._home, rule_of())
+        self.watch = Watch(self._home)
         self.ranking = Ranking(self._home, self.watch)
+        self.breaking = Breaking(self._home, self.watch)
         self._hits = self._misses = 0
         self.compression = Compression()
         self.on_clear: Callable[[], None] = lambda: None
@@ -339,6 +340,7 @@ class Cache:
                     "entries": store.entries,
                     "size_bytes": store.live_bytes,
                     "leases": self.leasing.figures(),
+                    "prefixes": self.watch.configured.figures(),
                 },
                 redis=None if self._second is None else self._second.stats(),
             ),

@@ -237,6 +237,10 @@ class Entries:
             not word & L.FLAG_SHARED or self._known(word >> 16, now),
         )
 
+    def is_at(self, found: Found) -> bool:
+        """Whether an entry that a sweep saw is still where it was."""
+        return self.index.cells[found.slot] & L.PLACE == found.place
+
     def size_and_creation(self, place: int) -> tuple[int, int]:
         """Bytes of the record at a place, and when it was stored, in tenths of a second."""
         at = self.address(place)

@@ -20,6 +20,9 @@ from bi_performanced.config.parse import Problem, convert
 from bi_performanced.config.settings import Settings, declared
 from bi_performanced.config.sources import find_file, flatten, read_file
 
+MOST_PREFIXES = 50
+PREFIX_BYTES = 64
+
 
 class ConfigError(Exception):
     """What is wrong with the configuration: a sentence for each problem."""
@@ -147,6 +150,13 @@ def _conflicts(settings: Settings) -> list[str]:
         found.append(
             f"{origins['http.post']}: http.post is token, which needs http.token_file, the path"
             " of a file that holds the token"
+        )
+    prefixes = settings.cache.prefixes
+    longest = max((len(each.encode("utf-8", "surrogatepass")) for each in prefixes), default=0)
+    if len(prefixes) > MOST_PREFIXES or longest > PREFIX_BYTES:
+        found.append(
+            f"{origins['cache.prefixes']}: cache.prefixes may have at most {MOST_PREFIXES} names,"
+            f" each of 1 to {PREFIX_BYTES} bytes"
         )
     buffered, frame = settings.socket.max_buffered_bytes, settings.socket.max_frame_bytes
     if buffered <= frame:

@@ -103,6 +103,12 @@ class CacheSettings:
         "stale(5)",
         "entries shared with other hosts while these cannot be heard: miss, or stale(SECONDS)",
     )
+    prefixes: tuple[str, ...] = setting(
+        (),
+        "what keys begin with by which `cache by prefix` groups them before it goes by their own"
+        " beginnings; of these alone the metrics tell too, to all who may read those. At most 50,"
+        " each of 1 to 64 bytes",
+    )
 
 
 @dataclass(frozen=True)

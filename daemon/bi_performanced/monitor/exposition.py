@@ -77,6 +77,7 @@ class _Collector:
         for name, doc in _GAUGES.items():
             yield _gauge(f"cache_{name}", doc, getattr(metrics.cache, name))
         yield from _leases(metrics.cache.levels.local["leases"])
+        yield from _prefixes(metrics.cache.levels.local["prefixes"])
         yield from _redis(metrics.cache.levels.redis)
         yield from _single("host", HOST, metrics.system)
         yield from _single("daemon", PROCESS, metrics.daemon)
@@ -105,6 +106,34 @@ def _leases(found: dict[str, Any]) -> Iterator[Metric]:
         yield family
     for name, doc in _LEASE_GAUGES.items():
         yield _gauge(f"leases_{name}", doc, found[name])
+
+
+_PREFIX_COUNTERS: Final = {
+    "hits": "hits on keys of a prefix of cache.prefixes, estimated from a sample",
+    "misses": "misses of keys of a prefix of cache.prefixes, estimated from a sample",
+    "evicted_unread": "entries of a prefix of cache.prefixes that were evicted without a read",
+}
+_PREFIX_GAUGES: Final = {
+    "entries": "entries of a prefix of cache.prefixes, as of the last sweep",
+    "size_bytes": "bytes of these entries",
+}
+
+
+def _prefixes(found: list[dict[str, Any]]) -> Iterator[Metric]:
+    """Of the prefixes that are configured, and of no others: keys may be private."""
+    if not found:
+        return
+    for name, doc in _PREFIX_COUNTERS.items():
+        counter = CounterMetricFamily(f"{_PREFIX}_prefix_{name}", doc, labels=["prefix"])
+        for each in found:
+            counter.add_metric([each["prefix"]], each[name])
+        yield counter
+    for name, doc in _PREFIX_GAUGES.items():
+        gauge = GaugeMetricFamily(f"{_PREFIX}_prefix_{name}", doc, labels=["prefix"])
+        for each in found:
+            if each[name] is not None:
+                gauge.add_metric([each["prefix"]], each[name])
+        yield gauge
 
 
 _REDIS_COUNTERS: Final = {

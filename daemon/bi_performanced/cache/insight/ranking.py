@@ -87,15 +87,11 @@ class Ranking:
 
         async with aclosing(every_entry(lambda: self._home.store, begin_again)) as found:
             async for store, entry, now in found:
-                if entry.kept_until <= now:
-                    continue
-                place = store.index.cells[entry.slot] & L.PLACE
-                if place != entry.place:
-                    # It has moved or gone since the slice began; what moved is come by again or
-                    # was counted.
+                if entry.kept_until <= now or not store.is_at(entry):
+                    # It may have moved or gone since the slice began.
                     continue
                 entries += 1
-                facts = _facts(store, place, entry.fresh_until, now)
+                facts = _facts(store, entry.place, entry.fresh_until, now)
                 if by == "cold":
                     was_read = store.was_read(entry)
                     read += was_read is True

@@ -32,6 +32,8 @@ class Sketch:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.total = 0.0
+        self.heaviest = 0.0
+        """The largest weight of what came in a sample."""
         self._counts: dict[bytes, list[float]] = {}
         """Key to count, what of it may be others', and the sum of the squared weights."""
         self._least: list[tuple[float, int, bytes]] = []
@@ -40,7 +42,10 @@ class Sketch:
     def add(self, key: bytes, weight: float, *, sampled: bool = True) -> None:
         """Something came once in a sample, and stands for `weight` times."""
         self.total += weight
-        square = weight * weight if sampled else 0.0
+        square = 0.0
+        if sampled:
+            square = weight * weight
+            self.heaviest = max(self.heaviest, weight)
         found = self._counts.get(key)
         if found is not None:
             found[0] += weight
@@ -92,6 +97,11 @@ class Spans:
     @property
     def total(self) -> float:
         return self.now.total + self.before.total
+
+    @property
+    def unseen(self) -> float:
+        """How often what is in no sample may have come all the same (95 %: the rule of three)."""
+        return 3 * max(self.now.heaviest, self.before.heaviest)
 
     def top(self, limit: int) -> list[Estimate]:
         """The most frequent of both spans, the first one first."""

@@ -18,7 +18,8 @@ from bi_performance_wire import layout as L
 from bi_performanced.cache.clients import Attachment, boot_clock
 from bi_performanced.cache.departures import KEPT, Tally
 from bi_performanced.cache.home import Home
-from bi_performanced.cache.insight.prefixes import Rule
+from bi_performanced.cache.insight.configured import Configured, count
+from bi_performanced.cache.insight.prefixes import Rule, rule_of
 from bi_performanced.cache.insight.sketch import Spans
 
 EVERY: Final = 0.25
@@ -38,9 +39,10 @@ MOST_AT_ONCE: Final = 512
 class Watch:
     """The sketches, and what feeds them. `run` must be running."""
 
-    def __init__(self, home: Home, rule: Rule) -> None:
+    def __init__(self, home: Home) -> None:
         self._home = home
-        self.rule = rule
+        self.configured = Configured(home.settings.prefixes)
+        self.rule: Rule = rule_of(self.configured.names)
         self.hits = Spans(KEYS)
         self.misses = Spans(KEYS)
         self.prefix_hits = Spans(PREFIXES)
@@ -71,6 +73,7 @@ class Watch:
         for attachment in list(self._home.clients.attached.values()):
             self.look_at(attachment)
         self._look_at_unread()
+        self.configured.sweep(self._home.store, boot_clock())
         if _seconds() - self._span_began >= SPAN:
             for spans in self._all:
                 spans.rotate()
@@ -103,7 +106,9 @@ class Watch:
     def hit(self, key: bytes, weight: float) -> None:
         """A hit that stands for so many."""
         self.hits.now.add(key, weight)
-        self.prefix_hits.now.add(self.rule(key), weight)
+        prefix = self.rule(key)
+        self.prefix_hits.now.add(prefix, weight)
+        count(self.configured.hits, prefix, weight)
 
     def miss(self, key: bytes, length: int, weight: float, digest: int | None = None) -> None:
         """A miss that stands for so many, of a key or the beginning of a long one."""
@@ -113,7 +118,9 @@ class Watch:
             digest = self._home.store.digest(key) if digest is None else digest
             name += _CUT + digest.to_bytes(8, "little")
         self.misses.now.add(name, weight)
-        self.prefix_misses.now.add(self.rule(key), weight)
+        prefix = self.rule(key)
+        self.prefix_misses.now.add(prefix, weight)
+        count(self.configured.misses, prefix, weight)
 
     def asked(self, keys: Sequence[bytes], found: Sequence[bytes | None]) -> None:
         """The daemon itself has answered a request: of its keys some eighth counts."""
@@ -139,7 +146,9 @@ class Watch:
         for at in range(tally.unread - looked, tally.unread):
             key, _, evicted = tally.keys[at % KEPT]
             if evicted:
-                self.prefix_unread.now.add(self.rule(key), new / looked, sampled=looked < new)
+                prefix = self.rule(key)
+                self.prefix_unread.now.add(prefix, new / looked, sampled=looked < new)
+                count(self.configured.unread, prefix, new / looked)
 
 
 def uncut(name: bytes) -> tuple[bytes, bool]:
