@@ -85,9 +85,10 @@ def test_every_example_of_the_help_works(say: Seen, row: object) -> None:
         client.result(
             "cache.set_many", items=[["greeting", "hello"], ["https://example.com/", "p"]]
         )
-    words = [word.strip("'") for word in example.split()[1:]]
-    say(*words)
-    assert example in say(*str(getattr(row, "cli")).split(), "--help")  # noqa: B009
+    shown = say(*str(getattr(row, "cli")).split(), "--help")  # noqa: B009
+    for line in example.splitlines():
+        say(*(word.strip("'") for word in line.split()[1:]))
+        assert line in shown
 
 
 def test_the_monitor_s_examples_work(say: Seen) -> None:
