@@ -4,7 +4,7 @@ what is wrong."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final, TypeVar
 
@@ -86,6 +86,20 @@ def check_grace(grace: float) -> float:
     return float(grace)
 
 
+def check_flag(name: str, value: bool) -> bool:
+    """An option that is on or off; raises TypeError for what is neither."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is True or False, not {type(value).__name__}")
+    return value
+
+
+def check_factory(factory: Callable[..., T]) -> Callable[..., T]:
+    """What loads a value; raises TypeError for what cannot be called."""
+    if not callable(factory):
+        raise TypeError(f"factory is a function, not {type(factory).__name__}")
+    return factory
+
+
 def check_tags(tags: Iterable[str]) -> list[str]:
     """Tags as they are sent; raises TypeError or ValueError for what is none."""
     if isinstance(tags, str | bytes):
@@ -125,11 +139,11 @@ def terms_of(
         terms["tags"] = found
     if given := check_grace(grace):
         terms["grace"] = given
-    if sliding:
+    if check_flag("sliding", sliding):
         terms["sliding"] = True
     if meta:
         terms["meta"] = meta
-    if local:
+    if check_flag("local", local):
         terms["local"] = True
     if (seconds := check_ttl(redis_ttl, "redis_ttl")) is not None:
         terms["redis_ttl"] = seconds
@@ -147,9 +161,9 @@ def clear_args(
             raise ValueError(
                 "tags is empty: no entry has one of no tags; leave it out to clear every entry"
             )
-    if stale:
+    if check_flag("stale", stale):
         args["stale"] = True
-    if dry_run:
+    if check_flag("dry_run", dry_run):
         args["dry_run"] = True
     return args
 
@@ -184,6 +198,8 @@ def pattern_args(pattern: str | None) -> dict[str, Any]:
 def check_keys(keys: Iterable[Key]) -> Iterable[Key]:
     if isinstance(keys, str | bytes):
         raise TypeError("keys is a list of keys, not one key")
+    if not isinstance(keys, Iterable):
+        raise TypeError(f"keys is a list of keys, not {type(keys).__name__}")
     return keys
 
 
@@ -192,6 +208,8 @@ def pairs(items: Items) -> Iterable[tuple[Key, Any]]:
     if isinstance(items, Mapping):
         yield from items.items()
         return
+    if not isinstance(items, Iterable):
+        raise TypeError(f"items is a mapping or pairs, not {type(items).__name__}")
     for at, pair in enumerate(items):
         try:
             key, value = pair

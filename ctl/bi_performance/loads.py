@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, Unpack
 
-from bi_performance.checks import Key, check_keys, key_bytes
+from bi_performance.checks import Key, check_factory, check_keys, key_bytes
 from bi_performance.decorators import Cached, cached
 from bi_performance.drivers import TURN_NS, let_others_run
 from bi_performance.entries import CacheEntry
@@ -46,7 +46,8 @@ class AsyncLoads:
         `options`, or single ones by name, are described at `Options`. Raises beside what the
         factory does: TypeError for a value that is none, LoadTimeout.
         """
-        chosen = options_of(options, ttl, changes) if options or changes else None
+        check_factory(factory)
+        chosen = options_of("get_or_set", options, ttl, changes) if options or changes else None
         if chosen is not None and not chosen.plain:
             served = await self._server.serve(running_world(), key_bytes(key), factory, chosen)
             return served.value
@@ -58,7 +59,7 @@ class AsyncLoads:
                 await let_others_run()
                 self._turn_at = now + TURN_NS
             return value
-        work = Work(name, factory, chosen or options_of(None, ttl, changes))
+        work = Work(name, factory, chosen or options_of("get_or_set", None, ttl, changes))
         return await self._loader.load(running_world(), work)
 
     async def get_or_set_entry(
@@ -71,7 +72,8 @@ class AsyncLoads:
         **changes: Unpack[Changes],
     ) -> CacheEntry:
         """As `get_or_set`, telling whether the value is stale, its age, and where it came from."""
-        chosen = options_of(options, ttl, changes)
+        check_factory(factory)
+        chosen = options_of("get_or_set_entry", options, ttl, changes)
         return await self._server.serve(running_world(), key_bytes(key), factory, chosen)
 
     async def refresh(
@@ -85,7 +87,8 @@ class AsyncLoads:
     ) -> Any:
         """As `get_or_set`, but the factory is called also when there is a value, which is served
         to others meanwhile."""
-        chosen = options_of(options, ttl, changes)
+        check_factory(factory)
+        chosen = options_of("refresh", options, ttl, changes)
         return await self._server.refresh(running_world(), key_bytes(key), factory, chosen)
 
     async def get_or_set_many(
@@ -103,7 +106,8 @@ class AsyncLoads:
         Keys that it leaves out are left out here; with `negative_ttl` they are kept as None. Of
         the options those about stale values and early loads are not regarded.
         """
-        chosen = options_of(options, ttl, changes)
+        check_factory(factory)
+        chosen = options_of("get_or_set_many", options, ttl, changes)
         await let_others_run()
         work = Bulk(self._loader, running_world(), check_keys(keys), factory, chosen)
         return await work.run()
@@ -120,7 +124,9 @@ class AsyncLoads:
 
         See `decorators.py` for the keys that are made, and for `key`.
         """
-        return cached(self._server, options_of(options, ttl, changes), key)
+        if callable(ttl):
+            raise TypeError("write @cached() with brackets: its first argument is the ttl")
+        return cached(self._server, options_of("cached", options, ttl, changes), key)
 
 
 class SyncLoads:
@@ -140,14 +146,15 @@ class SyncLoads:
     ) -> Any:
         """See PerformanceCache. The factory is not async, and runs in this thread; with a
         `hard_timeout`, or in the background (`grace`, `early`), in one of its own."""
-        chosen = options_of(options, ttl, changes) if options or changes else None
+        check_factory(factory)
+        chosen = options_of("get_or_set", options, ttl, changes) if options or changes else None
         if chosen is not None and not chosen.plain:
             return run_now(self._server.serve(THREADS, key_bytes(key), factory, chosen)).value
         name = key_bytes(key)
         value = self._loader.read(name)
         if value.__class__ is not Outcome:
             return value
-        work = Work(name, factory, chosen or options_of(None, ttl, changes))
+        work = Work(name, factory, chosen or options_of("get_or_set", None, ttl, changes))
         return run_now(self._loader.load(THREADS, work))
 
     def get_or_set_entry(
@@ -160,7 +167,8 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> CacheEntry:
         """See PerformanceCache."""
-        chosen = options_of(options, ttl, changes)
+        check_factory(factory)
+        chosen = options_of("get_or_set_entry", options, ttl, changes)
         return run_now(self._server.serve(THREADS, key_bytes(key), factory, chosen))
 
     def refresh(
@@ -173,7 +181,8 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> Any:
         """See PerformanceCache."""
-        chosen = options_of(options, ttl, changes)
+        check_factory(factory)
+        chosen = options_of("refresh", options, ttl, changes)
         return run_now(self._server.refresh(THREADS, key_bytes(key), factory, chosen))
 
     def get_or_set_many(
@@ -186,7 +195,8 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> dict[Key, Any]:
         """See PerformanceCache."""
-        chosen = options_of(options, ttl, changes)
+        check_factory(factory)
+        chosen = options_of("get_or_set_many", options, ttl, changes)
         return run_now(Bulk(self._loader, THREADS, check_keys(keys), factory, chosen).run())
 
     def cached(
@@ -198,4 +208,6 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> Callable[[Callable[P, R]], Cached[P, R]]:
         """See PerformanceCache: the same decorator."""
-        return cached(self._server, options_of(options, ttl, changes), key)
+        if callable(ttl):
+            raise TypeError("write @cached() with brackets: its first argument is the ttl")
+        return cached(self._server, options_of("cached", options, ttl, changes), key)

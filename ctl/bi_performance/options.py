@@ -11,8 +11,17 @@ from typing import Any, Final, NamedTuple, TypedDict
 
 import msgpack
 
-from bi_performance.checks import check_grace, check_tags, check_ttl, key_text, not_utf8, terms_of
+from bi_performance.checks import (
+    check_flag,
+    check_grace,
+    check_tags,
+    check_ttl,
+    key_text,
+    not_utf8,
+    terms_of,
+)
 from bi_performance.reader import Entry
+from bi_performance_wire.near import nearest
 from bi_performance_wire.types import MAX_TTL
 
 MAX_ETAG_BYTES: Final = 800
@@ -85,6 +94,8 @@ class Options:
         check_ttl(self.redis_ttl, "redis_ttl")
         check_grace(self.grace)
         object.__setattr__(self, "tags", tuple(check_tags(self.tags)))
+        check_flag("sliding", self.sliding)
+        check_flag("local", self.local)
         for name in ("soft_timeout", "hard_timeout", "negative_ttl"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name))
@@ -102,10 +113,14 @@ class Options:
 
 
 _PLAIN: Final = Options()
+_NAMES: Final = tuple(field.name for field in dataclasses.fields(Options))
 
 
-def options_of(options: Options | None, ttl: float | None, changes: Changes) -> Options:
-    """The options of a call; what it names itself goes before what `options` says."""
+def options_of(call: str, options: Options | None, ttl: float | None, changes: Changes) -> Options:
+    """The options of a call of that name; what it says itself goes before `options`.
+
+    Raises TypeError or ValueError naming what is none.
+    """
     if options is None:
         options = _PLAIN
     elif not isinstance(options, Options):
@@ -113,6 +128,11 @@ def options_of(options: Options | None, ttl: float | None, changes: Changes) -> 
     if ttl is None and not changes:
         return options
     named: dict[str, Any] = {**changes}
+    for name in named:
+        if name not in _NAMES:
+            near = nearest(name, _NAMES)
+            known = f"did you mean {near}?" if near else f"there are {', '.join(_NAMES)}"
+            raise TypeError(f"{call}() has no option {name!r}; {known}")
     if ttl is not None:
         named["ttl"] = ttl
     return dataclasses.replace(options, **named)

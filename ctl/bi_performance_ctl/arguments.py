@@ -13,7 +13,7 @@ from bi_performance_ctl.console import USAGE, Exit
 from bi_performance_wire.commands import Command
 from bi_performance_wire.texts import listed, split_list
 
-HIDDEN = frozenset({"payload", "meta"})
+HIDDEN = frozenset({"payload", "meta", "token"})
 """Arguments that only programs use."""
 
 

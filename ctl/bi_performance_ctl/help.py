@@ -1,9 +1,33 @@
-"""The overview that `bi-performance --help` prints, from the table."""
+"""The overviews that `bi-performance --help` and `bi-performance cache --help` print, from the
+table."""
 
 from __future__ import annotations
 
 from bi_performance_ctl.catalog import LOCAL
 from bi_performance_wire.commands import COMMANDS
+
+
+def group(word: str) -> str | None:
+    """What follows a word that begins several commands and is none; None for any other."""
+    rows = [(row.cli, row) for row in COMMANDS if row.cli and row.cli.split()[0] == word]
+    if not rows or any(words == word for words, _ in rows):
+        return None
+    width = max(len(words) for words, _ in rows)
+    commands = "\n".join(f"  {words:{width}}  {row.summary}" for words, row in sorted(rows))
+    lines = [line for _, row in rows if row.example for line in row.example.splitlines()]
+    examples = "\n".join(f"  {line}" for line in lines)
+    return f"""\
+usage: bi-performance {word} COMMAND [arguments]
+
+commands:
+{commands}
+
+bi-performance {word} COMMAND --help says what it takes; bi-performance --help has the options of
+every command.
+
+examples:
+{examples}
+"""
 
 
 def overview() -> str:

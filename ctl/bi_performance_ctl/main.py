@@ -80,6 +80,12 @@ def _run(argv: list[str]) -> int:
 
         sys.stdout.write(overview())
         return 0 if rest else USAGE
+    if rest[1:] and rest[1] in ("-h", "--help"):
+        from bi_performance_ctl.help import group
+
+        if text := group(rest[0]):
+            sys.stdout.write(text)
+            return 0
     console = Console(
         options.socket, options.json_output, _seconds(options.timeout), _color(options)
     )

@@ -32,6 +32,11 @@ Key = Annotated[
 Ttl = Annotated[
     float, msgspec.Meta(description="time to live in seconds, more than 0, at most ten years")
 ]
+RedisTtl = Annotated[
+    float, msgspec.Meta(description="seconds for which Redis has it, when that is less than ttl")
+]
+Sliding = Annotated[bool, msgspec.Meta(description="reads renew the entry for its ttl")]
+LocalOnly = Annotated[bool, msgspec.Meta(description="for this host alone: not put into Redis")]
 Grace = Annotated[
     float,
     msgspec.Meta(
@@ -53,7 +58,9 @@ Meta = Annotated[
 Token = Annotated[
     bytes,
     msgspec.Meta(
-        min_length=TOKEN_BYTES, max_length=TOKEN_BYTES, description="names a lease: grows"
+        min_length=TOKEN_BYTES,
+        max_length=TOKEN_BYTES,
+        description=f"the {TOKEN_BYTES} bytes that name a lease; a later one's are greater",
     ),
 ]
 Ticket = Annotated[
@@ -123,17 +130,14 @@ class CacheSet(Args, frozen=True, kw_only=True):
     """An encoded entry of our own clients, opaque to the daemon."""
     ttl: Ttl | None = None
     grace: Grace = 0.0
-    sliding: bool = False
-    """Reads renew the entry for its ttl."""
+    sliding: Sliding = False
     tags: Tags = []
     meta: Meta = b""
     token: Token | None = None
     """The lease under which the value was loaded: stored only if that is current, and the key was
     neither deleted nor cleared since. Not for `cache.add`."""
-    local: bool = False
-    """For this host alone: not put into Redis."""
-    redis_ttl: Ttl | None = None
-    """How long Redis has it, when that is shorter than ttl."""
+    local: LocalOnly = False
+    redis_ttl: RedisTtl | None = None
 
 
 class CacheSetMany(Args, frozen=True, kw_only=True):
@@ -146,14 +150,11 @@ class CacheSetMany(Args, frozen=True, kw_only=True):
     """Of our own clients instead: encoded entries, packed as `bi_performance_wire.batch` says."""
     ttl: Ttl | None = None
     grace: Grace = 0.0
-    sliding: bool = False
-    """Reads renew the entry for its ttl."""
+    sliding: Sliding = False
     tags: Tags = []
     meta: Meta = b""
-    local: bool = False
-    """For this host alone: not put into Redis."""
-    redis_ttl: Ttl | None = None
-    """How long Redis has it, when that is shorter than ttl."""
+    local: LocalOnly = False
+    redis_ttl: RedisTtl | None = None
 
 
 class CacheLease(Args, frozen=True, kw_only=True):
