@@ -283,6 +283,14 @@ COMMANDS: Final[tuple[Command, ...]] = (
         cli="cache stats",
         example="bi-performance cache stats",
     ),
+    Command(
+        "cache.curve",
+        "What the cache would hit at other sizes, by its traffic lately.",
+        result="CacheCurve",
+        http=("GET", "/performance/cache/curve"),
+        cli="cache curve",
+        example="bi-performance cache curve",
+    ),
 )
 
 BY_NAME: Final = {row.name: row for row in COMMANDS}

@@ -319,6 +319,43 @@ class CacheStats(Result, frozen=True, kw_only=True):
     levels: CacheLevels
 
 
+class CurvePoint(Result, frozen=True, kw_only=True):
+    """The store at another size. What is unknown is null: until as many accesses of the sample were
+    seen as are wanted."""
+
+    size: float
+    """In sizes of the store as it is."""
+    max_size: int | None
+    """Entries, where they are what is limited."""
+    max_bytes: int | None
+    """Bytes, where they are."""
+    hit_rate: float | None
+    """0 to 1, of the reads of the window."""
+    margin: float | None
+    """Two standard errors of the sampling: of other samples, 95 in 100 would differ by less."""
+    rule: str
+    """How entries would leave at that size."""
+    accesses: int
+    wanted: int
+    sample_rate: float
+    """The share of the keys that this size is told by."""
+
+
+class CacheCurve(Result, frozen=True, kw_only=True):
+    """What the store of this host would hit at other sizes, by its traffic lately."""
+
+    limit: Literal["entries", "bytes"]
+    """What entries leave for."""
+    hit_rate: float | None
+    """As it was counted, of all reads of the window; null before the first."""
+    reads: int
+    window_seconds: float
+    heard: float
+    """The share of the traffic at which the models were not resting to spare the processor."""
+    points: list[CurvePoint]
+    """From the smallest to the largest."""
+
+
 class MetricsArgs(Args, frozen=True, kw_only=True):
     history: Annotated[
         Literal["seconds", "minutes"] | None,

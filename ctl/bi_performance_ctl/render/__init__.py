@@ -35,6 +35,11 @@ def show(name: str, result: Any, console: Console) -> None:
         }
         console.say(how_told[name](result, console))
         return
+    if name == "cache.curve":
+        from bi_performance_ctl.render.curve import curve
+
+        console.say(curve(result, console))
+        return
     from bi_performance_ctl.render import tables
 
     tables.show(name, result, console)

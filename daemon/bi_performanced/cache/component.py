@@ -12,8 +12,9 @@ import trio
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import INVALID_ARGUMENT, UNAVAILABLE, WireError
 from bi_performance_wire.extra import MAX_EXTRA_BYTES
-from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheLevels, CacheStats
+from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheCurve, CacheLevels, CacheStats
 from bi_performanced.cache.clients import Attachment, Figures, boot_clock
+from bi_performanced.cache.curve import BEAT, Curve, Totals
 from bi_performanced.cache.departures import Departures
 from bi_performanced.cache.home import Home
 from bi_performanced.cache.insight.breakdown import Breaking
@@ -71,6 +72,8 @@ class Cache:
         self.compression = Compression()
         self.on_clear: Callable[[], None] = lambda: None
         """Called after a clear, with or without a pattern."""
+        self._curve = Curve(self._totals)
+        self._home.listen(self._curve)
         self.recovered = opened.store.entries
         """Entries that were kept from an earlier daemon."""
 
@@ -384,6 +387,22 @@ class Cache:
             found["reason"] = "; ".join(reasons)
         return found
 
+    def curve(self) -> CacheCurve:
+        """What the store would hit at other sizes, by the traffic lately."""
+        return self._curve.curve()
+
+    def _totals(self) -> Totals:
+        """What this host's store was asked for: what Redis had is a miss here."""
+        seen = self._home.clients.figures(boot_clock())
+        return Totals(
+            self._hits + seen.hits, self._misses + seen.misses, self._home.counters.inserts
+        )
+
+    async def _keep_curve(self) -> None:
+        while True:
+            await trio.sleep(BEAT)
+            self._curve.beat()
+
     def _reads(self, seen: Figures) -> tuple[int, int]:
         """Hits and misses of all levels: what Redis had was a miss here first."""
         further = 0 if self._second is None else self._second.hits
@@ -488,6 +507,7 @@ class Cache:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.leasing.run)
             nursery.start_soon(self.watch.run)
+            nursery.start_soon(self._keep_curve)
             if self._second is None:
                 await self._home.run(task_status=task_status)
             else:

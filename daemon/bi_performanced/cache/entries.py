@@ -18,7 +18,7 @@ from bi_performanced.cache.ghost import Ghost, Returns
 from bi_performanced.cache.index import NONE, Index
 from bi_performanced.cache.memory import Memory
 from bi_performanced.cache.past import Why
-from bi_performanced.cache.policy import Policy
+from bi_performanced.cache.policy import Fullness, Policy
 from bi_performanced.cache.ring import Record, Ring
 from bi_performanced.cache.tags import TagTable
 
@@ -132,6 +132,10 @@ class Entries:
     def sequence(self) -> int:
         """The sequence of the entry stored last."""
         return self._sequence
+
+    @property
+    def fullness(self) -> Fullness:
+        return Fullness(self.entries, self.max_entries, self.live_bytes, self.max_bytes)
 
     def digest(self, key: bytes) -> int:
         found: int = xxh3_64_intdigest(key, self._seed)

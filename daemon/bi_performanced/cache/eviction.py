@@ -133,7 +133,7 @@ class Evicting(Entries):
         """From now on entries have to leave for others."""
         if not self._full_once:
             self._full_once, self._full_from = True, self._sequence
-            self.policy.filled(self.entries, self.max_entries, self.max_bytes)
+            self.policy.filled(self.fullness)
 
     def _evict(self, now: int) -> None:
         """Make one entry leave."""

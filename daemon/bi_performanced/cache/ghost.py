@@ -34,6 +34,19 @@ class Ghost:
         self._count = self.capacity + 1  # so that the zeroed words are too old
         self._words = self._zeros()
 
+    def hold(self, entries: int) -> None:
+        """Let the last so many be members, where that is less than the capacity.
+
+        As many as the store holds, when its bytes are the limit: what left long before says
+        nothing any more.
+        """
+        self._span = max(1, min(self.capacity, entries) >> self._shift)
+
+    @property
+    def held(self) -> int:
+        """How many of the last are members, to a thousandth of the capacity."""
+        return self._span << self._shift
+
     def _zeros(self) -> memoryview[int]:
         return memoryview(mmap(-1, 8 * self._buckets)).cast("I")
 

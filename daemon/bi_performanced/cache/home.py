@@ -25,6 +25,7 @@ from bi_performanced.cache.leaving import LeftStores
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.opening import ALIVE_NS, Opened
 from bi_performanced.cache.past import Why
+from bi_performanced.cache.policy import Listener
 from bi_performanced.cache.room import Growing, RoomMaker
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.cache.sweeping import SWEEP_SLOTS
@@ -66,6 +67,7 @@ class Home:
         """Why the store does not have the size, or take the entries, that it should."""
         self._copying = Copying()
         self.room_maker = RoomMaker(self, self._copying)
+        self._listener: Listener | None = None
         self.hollow = False
         """The free parts of the store's file have no memory behind them: nothing can be put."""
         self._lock_fd = opened.lock_fd
@@ -106,6 +108,11 @@ class Home:
     def room(self) -> int:
         """Bytes that `cache.max_bytes` can be raised to on this host."""
         return room(self.path.parent, already=self.store.memory.size)
+
+    def listen(self, listener: Listener) -> None:
+        """Have somebody hear what the policy of the store in service is told."""
+        self._listener = listener
+        self.store.policy.listen(listener, self.store.fullness)
 
     def set_word(self, word: int, value: int) -> None:
         """Write a word of the control page, which goes with the entries to another store."""
@@ -430,11 +437,13 @@ class Home:
 
         def create() -> Store:
             new_path.unlink(missing_ok=True)
-            memory = Memory.create(new_path, max_entries, max_bytes, epoch=epoch)
-            return Store(memory, self.store.departures)
+            # The same hashes, so that what is known of keys by their hashes stays known.
+            memory = Memory.create(new_path, max_entries, max_bytes, epoch=epoch, seed=seed)
+            return Store(memory, old.departures)
 
-        target = await trio.to_thread.run_sync(create, limiter=self._threads)
         old = self.store
+        seed = int(old.memory.words[L.W_SEED])
+        target = await trio.to_thread.run_sync(create, limiter=self._threads)
         try:
             await self._copying.copy(old, target)
             store_fd = _read_only(new_path)
@@ -449,6 +458,8 @@ class Home:
         self.store = target
         self._in_service_since = boot_clock()
         self.clients.move_to(target, store_fd)
+        old.policy.listen(None, old.fullness)
+        target.policy.listen(self._listener, target.fullness)
         self._beat()
         old.memory.words[_alive_word(epoch - 1)] = 0
         self._earlier = _sum(self._earlier, old.counters)

@@ -118,9 +118,18 @@ class Memory:
         """Bytes of the file, all of them allocated."""
 
     @classmethod
-    def create(cls, path: Path | None, max_entries: int, max_bytes: int, *, epoch: int) -> Memory:
+    def create(
+        cls,
+        path: Path | None,
+        max_entries: int,
+        max_bytes: int,
+        *,
+        epoch: int,
+        seed: int | None = None,
+    ) -> Memory:
         """Make a store at `path` (None: private memory, for simulations), allocated in full.
 
+        `seed` is that of the keys' hashes, at random when none is given.
         Raises OSError when the file system cannot hold it, WireError when there is no boot_id;
         nothing is left behind then.
         """
@@ -149,7 +158,7 @@ class Memory:
         words[L.W_EPOCH] = epoch
         mapping[8 * L.W_BOOT_ID : 8 * L.W_BOOT_ID + 16] = boot
         words[L.W_FILE_BYTES] = size
-        words[L.W_SEED] = secrets.randbits(63)
+        words[L.W_SEED] = secrets.randbits(63) if seed is None else seed
         words[L.W_MAX_ENTRIES] = max_entries
         words[L.W_MAX_BYTES] = max_bytes
         for word, value in geometry.words().items():

@@ -16,14 +16,14 @@ from collections.abc import Callable
 from itertools import islice
 from math import isfinite
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from bi_performance_wire import layout as L
 from bi_performanced.cache.shadows import LruShadow, S3FifoShadow, Shadow
 
 SAMPLED: Final = 512
 """Entries that a model holds at the most. A store of so few is modelled in full."""
-_SAMPLE_SHIFT: Final = 40
+SAMPLE_SHIFT: Final = 40
 """Bits of the hash that decide nothing else in a store of fewer than 2^40 slots."""
 
 TICKS_KEPT: Final = 62
@@ -47,6 +47,8 @@ CREDIT: Final = 2.0
 """Hits, and LEAST_LOSS hits, that are taken for at the most as gained before."""
 BLOCKED: Final = 10.0
 """Accesses for which a policy that failed is not followed; twice as many each time it fails."""
+FULL: Final = 0.9
+"""The share of a limit from which entries are taken to leave for it."""
 _LARGEST_STEP: Final = 1e12
 _DOUBLE: Final = Struct("<d")
 _BITS: Final = Struct("<Q")
@@ -65,7 +67,10 @@ RULES: Final = (LRU, Rule(0.1), Rule(0.3))
 
 
 class Put(NamedTuple):
-    """A sampled key that was stored. `missed`: because it had been asked for and was not there."""
+    """A sampled key that was stored. `missed`: because it had been asked for and was not there.
+
+    Of `size` 0: one that was deleted.
+    """
 
     digest: int
     size: int
@@ -74,10 +79,36 @@ class Put(NamedTuple):
     missed: bool
 
 
+class Fullness(NamedTuple):
+    """How full the store is."""
+
+    entries: int
+    max_entries: int
+    live_bytes: int
+    max_bytes: int
+
+
+class Listener(Protocol):
+    """Who hears what a policy is told, of a sample of its own."""
+
+    mask: int
+    """A digest that has none of these bits is of the sample."""
+
+    def fit(self, entries: int, capacity: int, in_bytes: bool, *, empty: bool) -> None:
+        """The store's size is another."""
+
+    def hear(self, puts: list[Put], hits: list[int]) -> None:
+        """What was stored and read in a tick, of this or another sample."""
+
+    def cleared(self) -> None:
+        """All were."""
+
+
 class Policy:
     """What the store goes by, and the evidence for it.
 
-    The store tells what it stores (`puts`, where `digest & mask` is 0), what the daemon itself read
+    The store tells what it stores (`puts`, where `digest & mask` is 0, of which the models here may
+    take a part), what the daemon itself read
     (`hits`), and calls `turn` at every tick; what other processes read is fetched with `drain`.
     """
 
@@ -87,6 +118,9 @@ class Policy:
         self.hits: list[int] = []
         self.drain: Callable[[], list[int]] = list
         """Digests that processes read in place since the last call, of the sample or not."""
+        self._listener: Listener | None = None
+        self._heard_entries = 0
+        """As many as the listener was told that there are where bytes are the limit."""
         self.in_bytes = False
         """Whether it is the bytes that are limited, rather than the entries."""
         self.changes = 0
@@ -124,7 +158,7 @@ class Policy:
             },
         }
 
-    def turn(self, sequence: int, entries: int, max_entries: int, max_bytes: int) -> int:
+    def turn(self, sequence: int, held: Fullness) -> int:
         """Another tick: look at what was read and stored since the last. Returns the tick.
 
         A tick is a number from 1 to TICKS in the upper six bits of a byte.
@@ -133,22 +167,51 @@ class Policy:
         self._words[L.W_TICK] = tick
         self._turns += 1
         if not self._turns & 63:
-            self._fit(entries, max_entries, max_bytes)
+            self._fit(held)
         self._play(sequence)
         return tick
 
-    def filled(self, entries: int, max_entries: int, max_bytes: int) -> None:
+    def listen(self, listener: Listener | None, held: Fullness) -> None:
+        """Have somebody hear what is told here from now on."""
+        self._listener = listener
+        if listener is not None:
+            listener.fit(held.max_entries, held.max_entries, False, empty=not held.entries)
+            self._heard_entries = 0
+            self._fit_listener(held)
+        self._widen()
+
+    def _fit_listener(self, held: Fullness) -> None:
+        """Tell which limit entries leave for. While that is none, it stays what it was."""
+        if self._listener is None:
+            return
+        entries = held.entries
+        if entries >= FULL * held.max_entries:
+            self._heard_entries = 0
+            self._listener.fit(held.max_entries, held.max_entries, False, empty=False)
+        elif (
+            held.live_bytes >= FULL * held.max_bytes
+            and entries
+            and not (self._heard_entries / 2 <= entries <= 2 * self._heard_entries)
+        ):
+            self._heard_entries = entries
+            self._listener.fit(entries, held.max_bytes, True, empty=False)
+        self._widen()
+
+    def filled(self, held: Fullness) -> None:
         """The store is full for the first time: its entries are as many as fit."""
-        self._fit(entries, max_entries, max_bytes)
+        self._fit(held)
 
     def removed(self, digest: int) -> None:
         """A key was deleted: that it is missing then is no policy's fault."""
         if not digest & self.mask:
-            self._due[digest] = 1
+            # In its turn among what was stored.
+            self.puts.append(Put(digest, 0, 1, 0, missed=False))
 
     def clear(self) -> None:
         """Nothing is stored any more."""
         self._restart()
+        if self._listener is not None:
+            self._listener.cleared()
 
     def follow(self, other: Policy) -> None:
         """Go by what was found of the same traffic in a store of another size."""
@@ -179,9 +242,11 @@ class Policy:
 
     # ── the models
 
-    def _fit(self, entries: int, max_entries: int, max_bytes: int) -> None:
+    def _fit(self, now: Fullness) -> None:
         """Fit the sample to how many entries there are when the store is full."""
-        in_bytes = entries < 0.9 * max_entries
+        entries, max_entries, _, max_bytes = now
+        self._fit_listener(now)
+        in_bytes = entries < FULL * max_entries
         held = max(1, entries if in_bytes else max_entries)
         sampled = held / self._rate
         if (
@@ -199,13 +264,18 @@ class Policy:
         while entries > rate * SAMPLED:
             rate *= 2
         self._rate = rate
-        self.mask = (rate - 1) << _SAMPLE_SHIFT
-        self._words[L.W_SAMPLE] = self.mask
+        self._mask = (rate - 1) << SAMPLE_SHIFT
+        self._widen()
         self._size = max(1, entries // rate)
         self._capacity = max(1, capacity // rate)
         self._typical = max(1, capacity // entries) if self.in_bytes else 1
         self._set_pace(entries)
         self._restart()
+
+    def _widen(self) -> None:
+        """Be told of all that somebody here wants to hear of."""
+        self.mask = self._mask if self._listener is None else self._mask & self._listener.mask
+        self._words[L.W_SAMPLE] = self.mask
 
     def _set_pace(self, entries: int) -> None:
         pace = 1
@@ -238,14 +308,16 @@ class Policy:
 
     def _play(self, sequence: int) -> None:
         # What was stored at a tick's begin comes before what was read in its course.
-        mask = self.mask
+        mask = self._mask
+        hits = self.hits + self.drain()
+        if self._listener is not None:
+            self._listener.hear(self.puts, hits)
         for put in self.puts:
-            self._stored(put, sequence)
+            if not put.digest & mask:
+                self._stored(put, sequence)
         self.puts.clear()
-        for digest in self.hits:
-            self._access(digest, True, sequence)
         self.hits.clear()
-        for digest in self.drain():
+        for digest in hits:
             if not digest & mask:
                 self._access(digest, True, sequence)
         self._look_ahead(sequence)
@@ -263,6 +335,8 @@ class Policy:
         if len(due) > 4 * self._size + 64:
             for old in list(islice(due, len(due) // 2)):
                 del due[old]
+        if not put.size:
+            return
         if put.missed and (before is None or before > put.now):
             self._access(digest, False, sequence, put.size)
         else:

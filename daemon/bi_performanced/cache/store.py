@@ -126,7 +126,8 @@ class Store(Evicting):
         self._sequence = sequence = self._sequence + 1
         policy = self.policy
         if not sequence & policy.pace:
-            self.index.tick = policy.turn(sequence, self.entries, self.max_entries, self.max_bytes)
+            self.index.tick = policy.turn(sequence, self.fullness)
+            self.ghost.hold(self.entries)
         if not digest & policy.mask:
             policy.puts.append(Put(digest, size, expires, now, slot == NONE))
         if created is None:
@@ -288,6 +289,7 @@ class Store(Evicting):
         created, size = self._body(found.place)[3], self._size(found.place)
         tenths = now // L.CREATED_UNIT_NS
         self.departures.past.note(digest, why, tenths, created, size, clear=clear)
+        self.policy.removed(digest)
         self.remove(slot)
         return True
 

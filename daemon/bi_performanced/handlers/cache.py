@@ -64,6 +64,7 @@ def handlers(cache: Cache) -> dict[str, Handler]:
         "cache.keys": lambda args, caller: keys(cache, args),
         "cache.clear": lambda args, caller: clear(cache, args),
         "cache.stats": lambda args, caller: cache.stats(),
+        "cache.curve": lambda args, caller: cache.curve(),
     }
 
 
