@@ -395,6 +395,7 @@ class Metrics(Result, frozen=True, kw_only=True):
     """The daemon's own process, likewise."""
     processes: list[dict[str, Any]]
     """Every attached process, likewise, by `instance`."""
+    cache_curve: CacheCurve
     history: PastFigures | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import urllib.request
@@ -120,6 +121,45 @@ def test_it_is_drawn_in_a_terminal_and_told_as_json_and_over_http(daemon: Daemon
     address = f"{daemon.http_url}/performance/cache/curve"
     with urllib.request.urlopen(address, timeout=10) as answer:
         assert json.load(answer).keys() == told.keys()
+
+
+def test_the_metrics_carry_it_where_it_is_known(daemon: DaemonProcess) -> None:
+    def lines(name: str) -> list[str]:
+        with RawClient(daemon.socket) as client:
+            text: str = client.result("metrics", format="prometheus")["text"]
+        start = f"bi_performance_cache_curve_{name}_ratio{{"
+        return [line for line in text.splitlines() if line.startswith(start)]
+
+    assert lines("hit") == []
+    play(daemon, trace(2500))
+    with RawClient(daemon.socket) as client:
+        points = client.result("metrics")["cache_curve"]["points"]
+    known = {f"{each['size']:g}": each["hit_rate"] for each in points if each["hit_rate"]}
+    told = dict(re.findall(r'size="([\d.]+)"} ([\d.e-]+)', "\n".join(lines("hit"))))
+    assert {size: float(rate) for size, rate in told.items()} == known
+    assert "1" in known
+    assert len(lines("margin")) == len(known)
+
+
+def test_what_is_recommended_is_what_the_curve_predicts(daemon: DaemonProcess) -> None:
+    play(daemon, trace())
+    points = {point["max_size"]: point["hit_rate"] for point in curve(daemon)["points"]}
+    with RawClient(daemon.socket) as client:
+
+        def as_drawn() -> bool:
+            found = client.result("recommendations")["recommendations"]
+            said = next((each for each in found if "curve" in each["evidence"]), None)
+            if said is None:
+                return False
+            assert said["id"] == "cache.too_small"
+            *words, size = said["command"].split()
+            assert words == ["bi-performance", "config", "set", "cache.max_size"]
+            assert int(size) in (2 * ENTRIES, 4 * ENTRIES, 8 * ENTRIES)
+            rate = points[int(size)]
+            # It looks every tenth of a second, so the first may be of before the end.
+            return f"to {rate:.1%}" in said["expected_effect"]
+
+        wait_until(as_drawn, what="a recommendation by the curve")
 
 
 def test_reads_in_place_are_heard(daemon: DaemonProcess) -> None:

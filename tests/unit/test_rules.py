@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bi_performance_wire.types import CacheCurve, CurvePoint
 from bi_performanced.advice.catalog import LIVE
 from bi_performanced.advice.rules import MIN_READS, MIN_SETS, RULES, Finding, shrunk
 from bi_performanced.advice.window import HOST, Evidence
@@ -23,6 +24,34 @@ GROWN = (
     *("compression_tried", "compression_kept", "compression_tried_bytes"),
 )
 MIB = 1 << 20
+
+
+def curve(
+    rates: dict[float, float | None], margin: float = 0.01, *, limit: int = 10_000
+) -> CacheCurve:
+    """A curve in entries through these points."""
+    points = [
+        CurvePoint(
+            size=size,
+            max_size=round(limit * size),
+            max_bytes=None,
+            hit_rate=rate,
+            margin=None if rate is None else margin,
+            rule="lru",
+            accesses=5000,
+            wanted=600,
+            sample_rate=0.1,
+        )
+        for size, rate in rates.items()
+    ]
+    return CacheCurve(
+        limit="entries",
+        hit_rate=rates[1],
+        reads=10_000,
+        window_seconds=600.0,
+        heard=1.0,
+        points=points,
+    )
 
 
 def evidence(
@@ -91,6 +120,9 @@ CASES: dict[str, Evidence] = {
     ),
     "cache.oversized": evidence(
         peak_live_bytes=10 * MIB, store_limit=256 * MIB, store_bytes=384 * MIB
+    ),
+    "cache.larger_than_needed": evidence(
+        entries=10_000, curve=curve({0.25: 0.7, 0.5: 0.948, 1: 0.95, 2: 0.951})
     ),
     "memory.pressure": evidence(host={"memory_used_percent": [95.0] * 30}),
 }
@@ -180,6 +212,45 @@ def test_the_remedy_for_pressure_is_one_that_frees_something() -> None:
     assert "config set cache.max_bytes" in found(focused)["memory.pressure"].command
     least = evidence(host=host, store_limit=4 * MIB, max_bytes=4 * MIB)
     assert found(least)["memory.pressure"].command == "bi-performance metrics"
+
+
+def test_the_curve_says_how_many_entries_are_worth_it_and_what_they_would_hit() -> None:
+    small = few(CASES["cache.too_small"], max_bytes=512 * MIB)
+    rates: dict[float, float | None] = {0.5: 0.4, 1: 0.5, 1.5: 0.53, 2: 0.56, 4: 0.7, 8: 0.72}
+    finding = found(few(small, curve=curve(rates)))["cache.too_small"]
+    assert finding.command == "bi-performance config set cache.max_size 40000"
+    assert "from 50.0% to 70.0%" in finding.expected_effect
+    assert finding.evidence["curve"]["2"] == 0.56
+    assert finding.evidence["predicted_hit_rate"] == 0.7
+    no_room_for_more = few(small, live_bytes=20 * MIB, max_bytes=40 * MIB, curve=curve(rates))
+    assert found(no_room_for_more)["cache.too_small"].command.endswith("max_size 20000")
+
+
+def test_where_the_curve_is_flat_unsure_or_unknown_it_proposes_no_size() -> None:
+    small = CASES["cache.too_small"]
+    flat = curve({0.5: 0.4, 1: 0.5, 2: 0.505, 4: 0.51})
+    assert found(few(small, curve=flat)) == {}, "more is of no use, however much came back"
+    for unknown in (curve({1: 0.5, 2: None}), curve({1: 0.5, 2: 0.7}, margin=0.03)):
+        finding = found(few(small, curve=unknown))["cache.too_small"]
+        assert "curve" not in finding.evidence
+    unsure = curve({0.5: 0.95, 1: 0.95}, margin=0.03)
+    assert found(few(CASES["cache.larger_than_needed"], curve=unsure)) == {}
+
+
+def test_a_store_that_hits_as_much_with_half_is_told_only_where_that_spares_something() -> None:
+    seen = CASES["cache.larger_than_needed"]
+    finding = found(seen)["cache.larger_than_needed"]
+    assert finding.command == "bi-performance config set cache.max_size 5000"
+    assert "from 95.0% to 94.8%" in finding.expected_effect
+    assert found(few(seen, live_bytes=2 * MIB)) == {}
+    assert found(few(seen, entries=4000)) == {}, "it is not full"
+
+
+def test_the_cost_of_giving_memory_back_is_told_where_the_curve_knows_it() -> None:
+    host = {"memory_used_percent": [95.0] * 30}
+    full = evidence(host=host, live_bytes=32 * MIB, curve=curve({0.25: 0.6, 0.5: 0.7, 1: 0.8}))
+    said = found(full)["memory.pressure"].expected_effect
+    assert said.endswith("the hit rate goes from 80.0% to 70.0%")
 
 
 def test_a_store_that_is_short_of_bytes_gets_bytes_as_far_as_the_host_has_them() -> None:

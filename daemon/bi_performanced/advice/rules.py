@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from bi_performance_wire.types import Severity
+from bi_performance_wire.types import CacheCurve, Severity
+from bi_performanced.advice import sizes
 from bi_performanced.advice.window import Evidence
 from bi_performanced.cache.opening import START_BYTES
 
@@ -36,6 +37,8 @@ UNREAD: Final = 0.5
 MIN_LOOKED_AT: Final = 20
 MOST_READ: Final = 0.1
 """Share of the entries of a prefix that are read, above which they are not to be cleared."""
+FULL: Final = 0.9
+"""The share of a limit from which the cache is full."""
 ROOM_TO_GROW: Final = 4
 """A store that could be halved, and would still hold so many times what was ever in it, is too
 large."""
@@ -89,6 +92,9 @@ def too_small(seen: Evidence) -> Finding | None:
     inserts = grown["inserts"]
     if seen.reads < MIN_READS or inserts < MIN_SETS or not grown["evictions"]:
         return None
+    if seen.curve is not None and sizes.knows_larger(seen.curve):
+        # Better evidence than how many come back.
+        return _too_small_by_curve(seen, seen.curve)
     returns = grown["returns"] / inserts
     if seen.hit_rate >= GOOD_HIT_RATE or returns < RETURNS:
         return None
@@ -134,6 +140,72 @@ def too_small(seen: Evidence) -> Finding | None:
         "Let the cache take more memory.",
         _set("cache.max_bytes", limit),
         effect,
+    )
+
+
+def _too_small_by_curve(seen: Evidence, curve: CacheCurve) -> Finding | None:
+    if seen.hit_rate >= GOOD_HIT_RATE or memory_pressure(seen) is not None:
+        return None
+    in_bytes = curve.limit == "bytes"
+    # More entries than there are bytes for would be another limit, of which the curve says nothing.
+    most = seen.room / seen.max_bytes if in_bytes else seen.max_bytes / max(1, seen.live_bytes)
+    to = sizes.larger(curve, most)
+    if to is None:
+        return None
+    now = sizes.rate_at(curve, 1.0) or seen.hit_rate
+    return Finding(
+        "cache.too_small",
+        "warning",
+        f"{to.point.size:g} times as large, the cache would hit"
+        f" {100 * (to.hit_rate - now):.0f} points more",
+        {
+            **sizes.evidence(curve, to),
+            "evictions": seen.grown["evictions"],
+            "entries": seen.entries,
+            "max_entries": seen.max_entries,
+            "size_bytes": seen.live_bytes,
+            "max_bytes": seen.max_bytes,
+            "window_seconds": round(curve.window_seconds, 1),
+            "sample": curve.reads,
+        },
+        "Let the cache take more memory." if in_bytes else "Keep more entries.",
+        _set("cache.max_bytes" if in_bytes else "cache.max_size", to.limit),
+        f"the hit rate rises from {now:.1%} to {to.hit_rate:.1%},"
+        f" give or take {100 * (to.point.margin or 0):.1f} points of the sampling:"
+        " bi-performance cache curve draws it",
+    )
+
+
+def larger_than_needed(seen: Evidence) -> Finding | None:
+    """A full cache that would hit as much with half of its entries."""
+    curve, full = seen.curve, FULL * seen.max_entries
+    if curve is None or seen.reads < MIN_READS or memory_pressure(seen) is not None:
+        return None
+    if seen.entries < full and seen.live_bytes < FULL * seen.max_bytes:
+        return None
+    to = sizes.smaller(curve)
+    spared = 0.0 if to is None else (1 - to.point.size) * seen.live_bytes
+    if to is None or spared < SMALLEST_STORE:
+        return None
+    now = sizes.rate_at(curve, 1.0) or seen.hit_rate
+    in_bytes = curve.limit == "bytes"
+    return Finding(
+        "cache.larger_than_needed",
+        "info",
+        f"with {to.point.size:.0%} of its size the cache would hit as much",
+        {
+            **sizes.evidence(curve, to),
+            "entries": seen.entries,
+            "max_entries": seen.max_entries,
+            "size_bytes": seen.live_bytes,
+            "max_bytes": seen.max_bytes,
+            "window_seconds": round(curve.window_seconds, 1),
+            "sample": curve.reads,
+        },
+        "Keep less." if in_bytes else "Keep fewer entries.",
+        _set("cache.max_bytes" if in_bytes else "cache.max_size", to.limit),
+        f"entries take some {_size(spared)} less, and the hit rate goes from {now:.1%}"
+        f" to {to.hit_rate:.1%}",
     )
 
 
@@ -307,6 +379,7 @@ def memory_pressure(seen: Evidence) -> Finding | None:
             "it shows which process takes how much",
         )
     freed = seen.store_bytes * (1 - left / seen.store_limit)
+    cost = _cost_of(seen, left)
     return Finding(
         "memory.pressure",
         "critical",
@@ -314,8 +387,25 @@ def memory_pressure(seen: Evidence) -> Finding | None:
         evidence,
         "Let the cache take less.",
         command,
-        f"some {_size(freed)} of memory are free at once",
+        f"some {_size(freed)} of memory are free at once{cost}",
     )
+
+
+def _cost_of(seen: Evidence, left: int) -> str:
+    """What so few bytes would cost in hits, where the curve tells."""
+    curve = seen.curve
+    size = left / max(1, seen.live_bytes)
+    now, then = (
+        (None, None)
+        if curve is None
+        else (
+            sizes.rate_at(curve, 1.0),
+            sizes.rate_at(curve, min(1.0, size)),
+        )
+    )
+    if now is None or then is None:
+        return ""
+    return f"; the hit rate goes from {now:.1%} to {then:.1%}"
 
 
 def _pressed(
@@ -356,5 +446,6 @@ RULES: Final[tuple[Rule, ...]] = (
     never_read,
     incompressible,
     oversized,
+    larger_than_needed,
 )
 """In the order in which they are shown."""

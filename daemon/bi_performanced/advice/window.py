@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from bi_performance_wire.types import CacheCurve
 from bi_performanced.cache.component import Cache
 from bi_performanced.cache.departures import Tally
 from bi_performanced.config.settings import Settings
@@ -59,6 +60,7 @@ class Evidence:
     """What was recommended at the last look."""
     host: dict[str, list[float]]
     """The known values of the last LATELY seconds, one a second."""
+    curve: CacheCurve | None = None
 
     @property
     def reads(self) -> int:
@@ -91,6 +93,7 @@ class Window:
     def restart(self, now: float) -> None:
         """Forget what was: it rests on other settings or other entries."""
         self._cache.departures.restart()
+        self._cache.restart_curve()
         self._restarted_at = self._rotated_at = now
         self._marks.clear()
         self._marks.append(self._mark(now))
@@ -144,6 +147,7 @@ class Window:
             profile=profile,
             raised=raised,
             host={name: self._known(name, now - self._restarted_at) for name in HOST},
+            curve=cache.curve(),
         )
 
     def _known(self, name: str, seconds: float) -> list[float]:

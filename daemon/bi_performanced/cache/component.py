@@ -391,6 +391,10 @@ class Cache:
         """What the store would hit at other sizes, by the traffic lately."""
         return self._curve.curve()
 
+    def restart_curve(self) -> None:
+        """Forget what the curve has counted: it rests on other settings."""
+        self._curve.restart()
+
     def _totals(self) -> Totals:
         """What this host's store was asked for: what Redis had is a miss here."""
         seen = self._home.clients.figures(boot_clock())

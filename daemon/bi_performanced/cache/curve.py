@@ -273,6 +273,13 @@ class Curve:
         tallies = [size.tally for size in self._sizes]
         self._blocks.append(Block(now, totals, totals, tallies=tallies))
 
+    def restart(self) -> None:
+        """Count anew; the models hold what they hold."""
+        if self._waiting:
+            self.allowance.spend(self._play)
+        self._blocks.clear()
+        self._begin()
+
     def beat(self) -> None:
         """Let what is too old go."""
         if self._blocks and self._clock() - self._blocks[-1].began >= BLOCK:

@@ -38,6 +38,7 @@ def metrics(
         system=_told(monitor.host),
         daemon=_told(monitor.daemon),
         processes=monitor.process_figures(cache.attachments()),
+        cache_curve=cache.curve(),
         history=past,
     )
     if args.format == "json":

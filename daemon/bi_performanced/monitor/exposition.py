@@ -76,12 +76,33 @@ class _Collector:
             yield family
         for name, doc in _GAUGES.items():
             yield _gauge(f"cache_{name}", doc, getattr(metrics.cache, name))
+        yield from _curve(metrics.cache_curve)
         yield from _leases(metrics.cache.levels.local["leases"])
         yield from _prefixes(metrics.cache.levels.local["prefixes"])
         yield from _redis(metrics.cache.levels.redis)
         yield from _single("host", HOST, metrics.system)
         yield from _single("daemon", PROCESS, metrics.daemon)
         yield from _processes(metrics.processes)
+
+
+def _curve(curve: types.CacheCurve) -> Iterator[Metric]:
+    """Nine sizes at the most; those that are not known are absent."""
+    rate = GaugeMetricFamily(
+        f"{_PREFIX}_cache_curve_hit_ratio",
+        "what the store would hit at so many times its size, by its traffic lately",
+        labels=("size",),
+    )
+    margin = GaugeMetricFamily(
+        f"{_PREFIX}_cache_curve_margin_ratio",
+        "two standard errors of the sampling of that",
+        labels=("size",),
+    )
+    for point in curve.points:
+        if point.hit_rate is not None and point.margin is not None:
+            rate.add_metric([f"{point.size:g}"], point.hit_rate)
+            margin.add_metric([f"{point.size:g}"], point.margin)
+    yield rate
+    yield margin
 
 
 _LEASE_COUNTERS: Final = {
