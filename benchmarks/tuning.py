@@ -29,7 +29,7 @@ from bi_performanced.cache import policy
 GRID: dict[str, tuple[float, ...]] = {
     "HALF_LIFE": (15.0, 30.0, 60.0),
     "LEAD": (0.05, 0.1, 0.2),
-    "LOSS": (0.03, 0.06),
+    "LOSS": (0.03,),
 }
 MOST_BELOW = 0.005
 Setting = tuple[float, ...]
