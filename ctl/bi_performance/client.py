@@ -28,6 +28,7 @@ from bi_performance.insight import AsyncInsight, SyncInsight
 from bi_performance.link import Link
 from bi_performance.loading import Loader
 from bi_performance.loads import AsyncLoads, SyncLoads
+from bi_performance.namespaces import AsyncNamespaces, SyncNamespaces
 from bi_performance.protocol import MAX_REQUEST
 from bi_performance.reader import DETACHED, MISS, Entry, Outcome
 from bi_performance.stale import Server
@@ -184,7 +185,7 @@ class _Common:
         return self._link.unavailable
 
 
-class PerformanceCache(_Common, AsyncLoads, AsyncInsight):
+class PerformanceCache(_Common, AsyncLoads, AsyncInsight, AsyncNamespaces):
     """The shared cache, under asyncio or trio.
 
     No method raises because of the daemon: while it is away a read is a miss and a write returns
@@ -338,7 +339,10 @@ class PerformanceCache(_Common, AsyncLoads, AsyncInsight):
         False. While the daemon is away it is False, and counted in `unavailable`; in `observe` it
         is False too, and counted as a read that would have found something.
         """
-        key = seen_key(fingerprint)
+        return await self.seen_as(seen_key(fingerprint), ttl)
+
+    async def seen_as(self, key: bytes, ttl: float | None) -> bool:
+        """As `seen`, of a key that stands for a fingerprint."""
         await let_others_run()
         if self._is_here(key):
             return True
@@ -359,7 +363,7 @@ class PerformanceCache(_Common, AsyncLoads, AsyncInsight):
         return answer.result
 
 
-class SyncCache(_Common, SyncLoads, SyncInsight):
+class SyncCache(_Common, SyncLoads, SyncInsight, SyncNamespaces):
     """The same cache without await, for any number of threads. See PerformanceCache."""
 
     def get(self, key: Key, default: Any = None) -> Any:
@@ -468,7 +472,10 @@ class SyncCache(_Common, SyncLoads, SyncInsight):
 
     def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         """Whether any process of the host called this with the fingerprint within `ttl` seconds."""
-        key = seen_key(fingerprint)
+        return self.seen_as(seen_key(fingerprint), ttl)
+
+    def seen_as(self, key: bytes, ttl: float | None) -> bool:
+        """As `seen`, of a key that stands for a fingerprint."""
         if self._is_here(key):
             return True
         args = self._set_args(key, 1, terms_of(ttl))

@@ -393,3 +393,11 @@ def test_every_example_line_works_without_its_comment_sign(tmp_path: Path, suffi
     found = loaded(tmp_path, "--config", str(path))
     assert all(origin.startswith("file ") for origin in found.origins.values())
     assert found.cache.max_size == 10_000 and found.http.listen == "127.0.0.1:8000"
+
+
+def test_quotas_of_namespaces_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    (tmp_path / "performance.toml").write_text(
+        '[performance.cache]\ntenants = ["shop=64 MiB", "news=lots"]\n'
+    )
+    text = problems(tmp_path, "--config", str(tmp_path / "performance.toml"))
+    assert "cache.tenants must have NAME=BYTES" in text and "'news=lots'" in text

@@ -90,7 +90,24 @@ def cache(stats: dict[str, Any]) -> Rows:
         ("write amplification", known(amplification, lambda value: f"{value:.2f}")),
         ("compression", _compression(local)),
         ("attached processes", f"{stats['clients']:,}"),
+        *(
+            (f"namespace {visible(name)}" if name else "in no namespace", _namespace(each))
+            for name, each in local.get("namespaces", {}).items()
+        ),
     ]
+
+
+def _namespace(each: dict[str, Any]) -> str:
+    """What a namespace has, and of how much."""
+    entries, most = f"{each['entries']:,}", each["max_entries"]
+    held, limit = size(each["bytes"]), each["max_bytes"]
+    return ", ".join(
+        (
+            f"{entries} of {most:,} entries" if most else f"{entries} entries",
+            f"{held} of {size(limit)}" if limit else held,
+            f"{each['evictions']:,} evicted for others of it",
+        )
+    )
 
 
 def _compression(local: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ from bi_performanced.cache.past import Why
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.second import SecondLevel
 from bi_performanced.cache.store import Held
+from bi_performanced.cache.tenants import TenantStore
 from bi_performanced.cache.terms import Compression, Terms, check_key
 from bi_performanced.config import CacheSettings, LeaseSettings
 from bi_performanced.host.signs import Signs
@@ -344,6 +345,7 @@ class Cache:
                     "size_bytes": store.live_bytes,
                     "leases": self.leasing.figures(),
                     "prefixes": self.watch.configured.figures(),
+                    "namespaces": store.figures() if isinstance(store, TenantStore) else {},
                 },
                 redis=None if self._second is None else self._second.stats(),
             ),

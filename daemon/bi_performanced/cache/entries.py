@@ -275,7 +275,20 @@ class Entries:
     def admit(self, digest: int, place: int, size: int, touched: int) -> None:
         """Take a record that already lies in a ring, of a key that has no slot, into the index."""
         self._insert(digest, place, touched)
+        self._came(place, size)
+
+    def _came(self, place: int, size: int) -> None:
+        """Put an entry on the books."""
         self._account(place, size, 1)
+
+    def _gone(self, place: int, size: int) -> None:
+        """Take an entry off the books; its record can still be read."""
+        if place & L.MAIN_BIT:
+            self.main_entries -= 1
+            self.main_bytes -= size
+        else:
+            self.small_entries -= 1
+            self.small_bytes -= size
 
     def _account(self, place: int, size: int, sign: int) -> None:
         if place & L.MAIN_BIT:
@@ -290,7 +303,7 @@ class Entries:
         ring = self.main if place & L.MAIN_BIT else self.small
         at = ring.at + (place & L.POSITION) % ring.bytes
         size = L.HEADER.unpack_from(self._data, at)[1] & L.SIZE
-        self._account(place, size, -1)
+        self._gone(place, size)
         self._data[at + L.STATE_AT] = L.DEAD
 
     def _insert(self, digest: int, place: int, touched: int) -> None:

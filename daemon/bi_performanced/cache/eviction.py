@@ -205,7 +205,7 @@ class Evicting(Entries):
                 else:
                     index.set_frequency(slot, count - 1)
                 continue
-            self._account(place, size, -1)
+            self._gone(place, size)
             index.remove(slot)
             ring.advance(position + size)
             self._leave(place, word, kept_until, created, key, size, count, now)
@@ -316,7 +316,7 @@ class Evicting(Entries):
                 use = self._part(place, word, key, size, self.index.frequency(slot))
                 why = Why.EXPIRED if kept_until else Why.TAG
                 self.departures.past.note(digest, why, now // L.CREATED_UNIT_NS, created, size, use)
-                self._account(place, size, -1)
+                self._gone(place, size)
                 self.index.remove(slot)
         ring.advance(position + size)
 

@@ -29,8 +29,10 @@ from bi_performanced.cache.policy import Listener
 from bi_performanced.cache.room import Growing, RoomMaker
 from bi_performanced.cache.store import Counters, Damaged, Store, TooLarge
 from bi_performanced.cache.sweeping import SWEEP_SLOTS
+from bi_performanced.cache.tenants import OverQuota, make_store
 from bi_performanced.config import CacheSettings
 from bi_performanced.config.limits import free_bytes, headroom, room
+from bi_performanced.config.tenants import quotas_of
 from bi_performanced.host.signs import Signs
 
 log = structlog.get_logger("performance")
@@ -175,6 +177,14 @@ class Home:
         self, key: bytes, payload: bytes, error: TooLarge, extra: bytes = b""
     ) -> NoReturn:
         """Raise for an entry that the store cannot hold: Growing when it will, else too_large."""
+        if isinstance(error, OverQuota):
+            raise WireError(
+                TOO_LARGE,
+                f"the entry has {len(payload)} bytes encoded; in its namespace the limit is"
+                f" {error.limit}",
+                field="value",
+                hint="raise its quota in cache.tenants",
+            ) from error
         beside = L.RECORD_OVERHEAD + len(key) + len(extra)
         size = beside + len(payload)
         if size <= self.largest_record() and trio.current_time() < self._growth_retry:
@@ -439,7 +449,7 @@ class Home:
             new_path.unlink(missing_ok=True)
             # The same hashes, so that what is known of keys by their hashes stays known.
             memory = Memory.create(new_path, max_entries, max_bytes, epoch=epoch, seed=seed)
-            return Store(memory, old.departures)
+            return make_store(memory, quotas_of(self.settings.tenants), old.departures)
 
         old = self.store
         seed = int(old.memory.words[L.W_SEED])

@@ -16,9 +16,11 @@ from bi_performanced.cache.clients import boot_clock
 from bi_performanced.cache.memory import Geometry, Memory
 from bi_performanced.cache.recovery import recover
 from bi_performanced.cache.store import Damaged, Store
+from bi_performanced.cache.tenants import make_store
 from bi_performanced.cache.trace import Trace
 from bi_performanced.config import CacheSettings
 from bi_performanced.config.limits import free_bytes
+from bi_performanced.config.tenants import quotas_of
 
 log = structlog.get_logger("performance")
 
@@ -95,7 +97,7 @@ def _take_up(path: Path, settings: CacheSettings) -> tuple[Store, bool]:
         cut_off = _cut_off(path)
         path.unlink()
     else:
-        store = _recovered(path, memory)
+        store = _recovered(path, memory, settings)
         if store is not None:
             return store, True
         cut_off = True
@@ -104,7 +106,8 @@ def _take_up(path: Path, settings: CacheSettings) -> tuple[Store, bool]:
     while True:
         try:
             epoch = boot_clock() // 1_000_000
-            return Store(Memory.create(path, settings.max_size, size, epoch=epoch)), cut_off
+            memory = Memory.create(path, settings.max_size, size, epoch=epoch)
+            return make_store(memory, quotas_of(settings.tenants)), cut_off
         except OSError as error:
             if error.errno != errno.ENOSPC or size <= LEAST_BYTES:
                 raise
@@ -140,7 +143,7 @@ def _cut_off(path: Path) -> bool:
         os.close(fd)
 
 
-def _recovered(path: Path, memory: Memory) -> Store | None:
+def _recovered(path: Path, memory: Memory, settings: CacheSettings) -> Store | None:
     """An adopted store with its index made anew, or None (and no file) when it is damaged.
 
     Readers of the earlier epoch are cut off before anything is touched.
@@ -149,7 +152,7 @@ def _recovered(path: Path, memory: Memory) -> Store | None:
     for word in range(L.W_ALIVE, L.W_ALIVE + L.ALIVE_WORDS):
         words[word] = 0
     words[L.W_EPOCH] += 1
-    store = Store(memory)
+    store = make_store(memory, quotas_of(settings.tenants))
     try:
         kept = recover(store, boot_clock())
     except Damaged as error:

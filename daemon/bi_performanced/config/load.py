@@ -19,6 +19,7 @@ from bi_performanced.config.overlay import value_of
 from bi_performanced.config.parse import Problem, convert
 from bi_performanced.config.settings import Settings, declared
 from bi_performanced.config.sources import find_file, flatten, read_file
+from bi_performanced.config.tenants import quotas_of
 
 MOST_PREFIXES = 50
 PREFIX_BYTES = 64
@@ -158,6 +159,10 @@ def _conflicts(settings: Settings) -> list[str]:
             f"{origins['cache.prefixes']}: cache.prefixes may have at most {MOST_PREFIXES} names,"
             f" each of 1 to {PREFIX_BYTES} bytes"
         )
+    try:
+        quotas_of(settings.cache.tenants)
+    except ValueError as error:
+        found.append(f"{origins['cache.tenants']}: cache.tenants must have {error}")
     buffered, frame = settings.socket.max_buffered_bytes, settings.socket.max_frame_bytes
     if buffered <= frame:
         key = "socket.max_buffered_bytes"

@@ -76,6 +76,11 @@ class CacheSettings:
         "the store is halved while the host or the control group is short of memory, down to an"
         " eighth of max_bytes, and grows back when that is over; false: it keeps its size",
     )
+    tenants: tuple[str, ...] = setting(
+        (),
+        "quotas of namespaces, NAME=BYTES or NAME=BYTES/ENTRIES: one that is at its quota lets"
+        " entries of its own leave, and none makes way for others while within it",
+    )
     compression: bool = setting(
         True, "clients compress values of 4 KiB and more with zstd where that saves a fifth"
     )

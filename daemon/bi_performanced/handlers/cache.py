@@ -33,8 +33,11 @@ MAX_ANSWER = 32 << 20
 THREAD_FROM = 1 << 18
 """Decompressed bytes from which decompressing for a foreign client happens in a thread."""
 
-SLICE: Final = 100
-"""Entries of a batch that are stored before others have their turn, and SLICE_BYTES of them."""
+WHOLE: Final = 100
+"""Entries of a batch that are stored in one go."""
+SLICE: Final = 50
+"""Of a larger one so many are, before others have their turn, and SLICE_BYTES of them: in the worst
+case each has 32 others moved out of its way."""
 SLICE_BYTES: Final = 1 << 20
 
 _threads = trio.CapacityLimiter(2)
@@ -420,7 +423,7 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
 def slices(sizes: list[int]) -> list[int]:
     """Where the slices of a batch of entries of so many bytes end; the last is the batch's end."""
     stops, first, left = [], 0, SLICE_BYTES
-    if len(sizes) > SLICE or sum(sizes) > SLICE_BYTES:
+    if len(sizes) > WHOLE or sum(sizes) > SLICE_BYTES:
         for at, size in enumerate(sizes):
             if at - first == SLICE or (at > first and size > left):
                 stops.append(at)
