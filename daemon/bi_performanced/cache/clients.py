@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.types import Attached
-from bi_performanced.cache.notes import Noted, Notes
+from bi_performanced.cache.notes import NOTHING, Noted, Notes
 from bi_performanced.cache.store import Store
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -192,11 +192,13 @@ class Attachment:
 
         Each of them stands for as many as the figures, which are checked, have grown by.
         """
+        if self.closed or not self._notes.news(self._words):
+            return NOTHING
         before = self._noted_at
         figures = self.sample(now)
         self._noted_at = figures.hits, figures.misses
-        if self.closed or not self.plausible:
-            return Noted([], 0.0, [], 0.0)
+        if not self.plausible:
+            return NOTHING
         return self._notes.since(self._words, figures.hits - before[0], figures.misses - before[1])
 
     def own_words(self) -> OwnWords:

@@ -6,7 +6,7 @@ which are checked, have grown by, and a key that it names is only ever shown.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -31,12 +31,19 @@ class Noted(NamedTuple):
     miss_weight: float
 
 
+NOTHING: Final = Noted([], 0.0, [], 0.0)
+
+
 class Notes:
     """How far one page has been read."""
 
     def __init__(self) -> None:
         self._hot = self._missed = 0
         self._misses_before = 0
+
+    def news(self, words: memoryview[int]) -> bool:
+        """Whether something was noted since the last call of `since`."""
+        return words[L.P_HOT_HEAD] != self._hot or words[L.P_MISSED_HEAD] != self._missed
 
     def since(self, words: memoryview[int], hits: int, misses: int) -> Noted:
         """What was noted since the last call, in which there were so many hits and misses."""

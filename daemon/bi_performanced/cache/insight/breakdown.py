@@ -49,7 +49,7 @@ class Breaking:
         async with self._limiter:
             held, rest = await self._sweep()
         watch = self._watch
-        watch.look()
+        await watch.look()
         spans = (watch.prefix_hits, watch.prefix_misses, watch.prefix_unread)
         asked = [{each.key: each for each in one.top(PREFIXES)} for one in spans]
         nothing = [Estimate(b"", 0.0, 0.0, one.unseen) for one in spans]

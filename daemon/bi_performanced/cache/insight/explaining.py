@@ -143,19 +143,21 @@ class Explainer:
         everything = next(
             (each for each in past.clears() if each.everything and not each.stale), None
         )
-        record = None
+        record, whole = None, True
         if departure is None or (everything is not None and everything.when >= departure.when):
             # A clear of everything does not look at keys: what still lies there says more.
-            record = await remains(lambda: self._home.store, key)
+            record, whole = await remains(lambda: self._home.store, key)
         if everything is not None and (
             record is not None
             and record.state == L.LIVE
             and record.sequence <= everything.sequence
             and (departure is None or record.created >= departure.when)
+            # Else it may have left before, which is forgotten.
+            and (not past.full or (past.reach or 0) <= record.created)
         ):
             return self._with_everything(everything, record, now)
         if departure is None:
-            return self._never(everything, record, now)
+            return self._never(everything, record, whole, now)
         found = self._departed(departure, now)
         if record is None and everything is not None and everything.when > departure.when:
             found.unknown["since"] = (
@@ -215,7 +217,9 @@ class Explainer:
             },
         )
 
-    def _never(self, everything: Clear | None, record: Record | None, now: int) -> Findings:
+    def _never(
+        self, everything: Clear | None, record: Record | None, whole: bool, now: int
+    ) -> Findings:
         past = self._home.store.departures.past
         began = words.span((now - self._since) / 1e9)
         if record is not None:
@@ -249,8 +253,12 @@ class Explainer:
         elif everything is not None:
             ago = words.span(now / 1e9 - everything.when / _TENTH)
             found.unknown["past"] = (
-                f"everything was cleared {ago} ago, which does not look at keys, and no record of"
-                " it lies in the store any more"
+                f"everything was cleared {ago} ago, which does not look at keys, and "
+                + (
+                    "no record of it lies in the store any more"
+                    if whole
+                    else "too much in the store is like the key to look for a record of it"
+                )
             )
         else:
             found.unknown["past"] = f"this daemon began {began} ago, and knows nothing from before"

@@ -33,7 +33,7 @@ class Ranking:
     async def top(self, by: str, limit: int) -> Top:
         """The first so many by `hits`, `misses`, `size`, `age` or `cold`."""
         if by in ("hits", "misses"):
-            self._watch.look()
+            await self._watch.look()
             return self._most_asked(by, limit)
         async with self._limiter:
             return await self._swept(by, limit)

@@ -18,13 +18,15 @@ from bi_performanced.cache.store import Store
 from bi_performanced.cache.sweeping import SLICE
 
 _CHUNK: Final = 1 << 20
+_BETWEEN: Final = 64
+"""Places between two looks at the clock."""
 MOST_PLACES: Final = 5000
 """Places that are looked at where the key's bytes are: of a key of one letter there are many."""
 
 
-async def remains(current: Callable[[], Store], key: bytes) -> Record | None:
-    """The latest record of a key that lies in the store, readable or not; None when there is none,
-    or too much is like the key to look at, or the entries moved to another store meanwhile.
+async def remains(current: Callable[[], Store], key: bytes) -> tuple[Record | None, bool]:
+    """The latest record of a key that lies in the store, readable or not, and whether all were
+    looked at: not when too much is like the key, or the entries moved to another store meanwhile.
 
     Goes over all rings in slices that let others run: some 0.1 ms for each MiB.
     """
@@ -40,17 +42,28 @@ async def remains(current: Callable[[], Store], key: bytes) -> Record | None:
             while at >= 0:
                 looked += 1
                 if looked > MOST_PLACES:
-                    return None
+                    return None, False
                 record = _record(ring, start + at - L.KEY_AT - ring.at, key)
-                if record is not None and (latest is None or record.sequence > latest.sequence):
+                if record is not None and (latest is None or _newer(record, latest)):
                     latest = record
                 at = chunk.find(key, at + 1)
+                if not looked % _BETWEEN and trio.current_time() >= ends:
+                    await trio.lowlevel.checkpoint()
+                    ends = trio.current_time() + SLICE
+                    if store is not current():
+                        return None, False
             if trio.current_time() >= ends:
                 await trio.lowlevel.checkpoint()
                 ends = trio.current_time() + SLICE
                 if store is not current():
-                    return None
-    return latest
+                    return None, False
+    return latest, True
+
+
+def _newer(one: Record, other: Record) -> bool:
+    """Of two copies of the same entry, of which one was carried on, that tells of its end."""
+    dead = one.state == L.DEAD, other.state == L.DEAD
+    return (one.sequence, dead[0]) > (other.sequence, dead[1])
 
 
 def _record(ring: Ring, offset: int, key: bytes) -> Record | None:

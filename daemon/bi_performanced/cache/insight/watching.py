@@ -21,6 +21,7 @@ from bi_performanced.cache.home import Home
 from bi_performanced.cache.insight.configured import Configured, count
 from bi_performanced.cache.insight.prefixes import Rule, rule_of
 from bi_performanced.cache.insight.sketch import Spans
+from bi_performanced.cache.sweeping import SLICE
 
 EVERY: Final = 0.25
 """Seconds between two looks at the pages. A process that hits more than 30,000 times a second has
@@ -33,7 +34,9 @@ PREFIXES: Final = 256
 ASKED_EVERY: Final = 8
 _CUT: Final = b"\0\xff"
 MOST_AT_ONCE: Final = 512
-"""Notes of hits that are looked up at one time: a millisecond."""
+LEAST_AT_ONCE: Final = 2
+"""Notes of hits that are taken in at a look, of all processes and of each at the least: of more,
+each stands for some."""
 
 
 class Watch:
@@ -66,12 +69,18 @@ class Watch:
         """Look at the pages again and again, until cancelled."""
         while True:
             await trio.sleep(EVERY)
-            self.look()
+            await self.look()
 
-    def look(self) -> None:
-        """Take in what was noted since the last time."""
-        for attachment in list(self._home.clients.attached.values()):
-            self.look_at(attachment)
+    async def look(self) -> None:
+        """Take in what was noted since the last time, in slices that let others run."""
+        attached = list(self._home.clients.attached.values())
+        most = max(LEAST_AT_ONCE, MOST_AT_ONCE // max(1, len(attached)))
+        ends = trio.current_time() + SLICE
+        for attachment in attached:
+            self.look_at(attachment, most)
+            if trio.current_time() >= ends:
+                await trio.lowlevel.checkpoint()
+                ends = trio.current_time() + SLICE
         self._look_at_unread()
         self.configured.sweep(self._home.store, boot_clock())
         if _seconds() - self._span_began >= SPAN:
@@ -89,11 +98,11 @@ class Watch:
             self.prefix_unread,
         )
 
-    def look_at(self, attachment: Attachment) -> None:
-        """Take in what one process has noted."""
+    def look_at(self, attachment: Attachment, most: int = L.HOT_WORDS) -> None:
+        """Take in what one process has noted, `most` of its hits."""
         noted = attachment.noted(boot_clock())
         if noted.hits:
-            step = -(-len(noted.hits) // MOST_AT_ONCE)
+            step = -(-len(noted.hits) // most)
             for digest in noted.hits[::step]:
                 key = self._home.store.key_of(digest)
                 if key is None:
