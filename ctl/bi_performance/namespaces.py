@@ -146,6 +146,10 @@ class Namespace(_Names):
         found = await self._cache.keys(self._pattern(pattern), limit)
         return None if found is None else [self._inner(key) for key in found]
 
+    async def explain(self, key: Key) -> dict[str, Any] | None:
+        found = await self._cache.explain(self._key(key))
+        return None if found is None else found | {"key": self._inner(found["key"])}
+
     async def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         return await self._cache.seen_as(self._key(seen_key(fingerprint)), ttl)
 
@@ -252,6 +256,10 @@ class SyncNamespace(_Names):
     def keys(self, pattern: str | None = None, limit: int = 1000) -> list[Key] | None:
         found = self._cache.keys(self._pattern(pattern), limit)
         return None if found is None else [self._inner(key) for key in found]
+
+    def explain(self, key: Key) -> dict[str, Any] | None:
+        found = self._cache.explain(self._key(key))
+        return None if found is None else found | {"key": self._inner(found["key"])}
 
     def seen(self, fingerprint: Key, ttl: float | None = None) -> bool:
         return self._cache.seen_as(self._key(seen_key(fingerprint)), ttl)

@@ -202,6 +202,29 @@ def test_a_key_that_nobody_ever_stored_is_said_to_be_that_and_no_more(tmp_path: 
         optimizer.close()
 
 
+def test_a_namespace_with_a_quota_claims_no_more_than_is_known(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text('[performance.cache]\ntenants = ["shop=64 KiB/20"]\n')
+    with DaemonProcess(tmp_path, "--config", str(tmp_path / "config.toml"), http="off") as daemon:
+        optimizer = PerformanceOptimizer(str(daemon.socket))
+        shop = optimizer.sync.cache.namespace("shop")
+        shop.set("page", 1)
+        assert shop.get("page") == 1
+        found = shop.explain("page")
+        assert found is not None and found["key"] == "page" and found["outcome"] == "hit"
+        here = found["local"]
+        assert here["namespace"] == "shop" and here["order"] is None
+        assert here["policy"].startswith("second-chance FIFO")
+        shop.set_many({f"filler:{number}": 1 for number in range(60)})
+        found = shop.explain("page")
+        assert found is not None and found["reason"] == "evicted"
+        assert found["past"]["read"] is None, "a second chance takes the uses away"
+        with RawClient(daemon.socket) as client:
+            client.error("cache.set", key="\x1fshop\x1flarge", payload=b"\0" + bytes(70_000))
+        found = shop.explain("large")
+        assert found is not None and found["reason"] == "too_large"
+        optimizer.close()
+
+
 def test_bytes_and_await_work_as_ever(told: Told, daemon: DaemonProcess) -> None:
     told.cache.set(b"\xff\xfe", 1)
     assert told.of(b"\xff\xfe")["key"] == b"\xff\xfe"

@@ -56,6 +56,8 @@ def _local(found: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "grace", f"{duration(found['grace_seconds'])}, {left} of it left"
     if found["sliding_seconds"]:
         yield "sliding", f"a read renews it for {duration(found['sliding_seconds'])}"
+    if found["namespace"]:
+        yield "namespace", found["namespace"]
     if found["tags"]:
         yield "tags", ", ".join(found["tags"])
     yield "value", _value(found)
@@ -84,6 +86,8 @@ def _value(found: dict[str, Any]) -> str:
 
 def _order(found: dict[str, Any]) -> str:
     """Where it stands among those that leave, by the policy in force."""
+    if found["order"] is None and found["policy"].startswith("second"):
+        return f"by {found['policy']}: its place in that is not known"
     if found["order"] is None:
         return "not known: too few others were found to compare it with"
     error = found["order_error"]

@@ -111,6 +111,8 @@ class Entries:
         self.small_bytes = self.main_bytes = 0
         self._by_age = False
         """Whether the entry that left last was the oldest of all."""
+        self.uses_fade = False
+        """Whether an entry that was read may look like one that never was."""
         self._full_once = False
         self._full_from = 0
         """The sequence at which entries had to leave for the first time."""

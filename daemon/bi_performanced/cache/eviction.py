@@ -246,7 +246,8 @@ class Evicting(Entries):
         # that an earlier daemon stored the uses are not known.
         sequence = word >> 16
         policy = self.policy
-        if sequence > self.uses_known_from and (
+        known = sequence > self.uses_known_from and not self.uses_fade
+        if known and (
             not place & L.MAIN_BIT
             or not self._full_once
             or (policy.share is None and sequence > policy.direct_until)

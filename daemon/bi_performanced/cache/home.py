@@ -178,6 +178,7 @@ class Home:
     ) -> NoReturn:
         """Raise for an entry that the store cannot hold: Growing when it will, else too_large."""
         if isinstance(error, OverQuota):
+            self.note_refused(key, Why.TOO_LARGE, len(payload))
             raise WireError(
                 TOO_LARGE,
                 f"the entry has {len(payload)} bytes encoded; in its namespace the limit is"

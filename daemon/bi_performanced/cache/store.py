@@ -337,7 +337,7 @@ class Store(Evicting):
         """Whether an entry that a sweep saw was read since it was stored; None: not known."""
         if self.index.frequency(entry.slot):
             return True
-        if entry.sequence <= self.uses_known_from:
+        if entry.sequence <= self.uses_known_from or self.uses_fade:
             return None
         if not entry.place & L.MAIN_BIT or not self._full_once:
             return False

@@ -81,6 +81,8 @@ class TenantStore(Store):
         self.accounts |= {name: Account(quota) for name, quota in quotas.items()}
         self._most_accounts = len(self.accounts) + MOST_TENANTS
         self._putting: Account | None = None
+        # A second chance takes the uses away.
+        self.uses_fade = True
 
     def account(self, key: bytes) -> Account:
         """Whose a key is. Names come from clients: beyond a bound they share one account."""

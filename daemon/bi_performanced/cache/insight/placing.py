@@ -9,10 +9,12 @@ import msgpack
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.extra import Extra, unpack_extra
+from bi_performance_wire.tenants import tenant_of
 from bi_performance_wire.value import PLAIN, raw_size
 from bi_performanced.cache.index import NONE
 from bi_performanced.cache.policy import name_of
 from bi_performanced.cache.store import Store
+from bi_performanced.cache.tenants import TenantStore
 
 COMPARED: Final = 1000
 """Entries that an entry's place in the order of leaving is told from."""
@@ -21,6 +23,8 @@ LOOKED_AT: Final = 20_000
 _CERTAIN: Final = 1.96
 """Standard errors within which 95 % of all estimates lie."""
 
+CLOCK: Final = "second-chance FIFO, each namespace by itself"
+"""How entries leave where namespaces have quotas."""
 FRESH: Final = "fresh"
 STALE: Final = "stale"
 OVER: Final = "over"
@@ -63,9 +67,10 @@ def look(store: Store, key: bytes, now: int) -> dict[str, Any] | None:
         "shared": shared,
         "sequence": record.sequence,
         "queue": "main" if ring.bit else "small",
-        "policy": name_of(store.policy.rule),
+        "policy": CLOCK if isinstance(store, TenantStore) else name_of(store.policy.rule),
+        "namespace": tenant_of(key).decode("ascii", "replace") or None,
         "reads_noted": store.index.frequency(slot),
-        **_order(store, slot, position),
+        **_order(store, key, slot, position),
     }
     if shared:
         until = store.memory.words[L.W_COHERENT_UNTIL]
@@ -110,13 +115,17 @@ def _about(meta: bytes) -> dict[str, Any]:
     }
 
 
-def _order(store: Store, slot: int, position: int) -> dict[str, Any]:
+def _order(store: Store, key: bytes, slot: int, position: int) -> dict[str, Any]:
     """Where the entry stands in the order of leaving: 0 leaves next, 1 last.
 
     By S3-FIFO it is the place in its queue, by bytes. By LRU a sample of the others says how many
     were used before it, each to the tick; those of its own tick count half.
     """
     index = store.index
+    if isinstance(store, TenantStore):
+        # Each namespace has a queue of its own, of hashes alone.
+        among = store.account(key).entries
+        return {"order": None, "order_error": None, "order_among": among}
     if store.policy.share is not None:
         ring = store.main if store.index.cells[slot] & L.MAIN_BIT else store.small
         used = ring.head - ring.tail
