@@ -13,6 +13,7 @@ from bi_performance_wire import layout as L
 from bi_performance_wire.errors import INVALID_ARGUMENT, UNAVAILABLE, WireError
 from bi_performance_wire.extra import MAX_EXTRA_BYTES
 from bi_performance_wire.types import MAX_KEY_BYTES, Attached, CacheCurve, CacheLevels, CacheStats
+from bi_performanced.cache import figures as told
 from bi_performanced.cache.clients import Attachment, Figures, boot_clock
 from bi_performanced.cache.curve import BEAT, Curve, Totals
 from bi_performanced.cache.departures import Departures
@@ -29,7 +30,6 @@ from bi_performanced.cache.past import Why
 from bi_performanced.cache.patterns import matcher
 from bi_performanced.cache.second import SecondLevel
 from bi_performanced.cache.store import Held
-from bi_performanced.cache.tenants import TenantStore
 from bi_performanced.cache.terms import Compression, Terms, check_key
 from bi_performanced.config import CacheSettings, LeaseSettings
 from bi_performanced.host.signs import Signs
@@ -304,12 +304,9 @@ class Cache:
         store = self._home.store
         counters = self._home.counters
         seen = self._home.clients.figures(boot_clock())
-        hits, misses = self._reads(seen)
         ring_bytes = store.small.bytes + store.main.bytes
         return CacheStats(
-            hits=hits,
-            misses=misses,
-            hit_rate=hits / (hits + misses) if hits + misses else 0.0,
+            **self._reads(seen),
             entries=store.entries,
             size_bytes=store.live_bytes,
             evictions=counters.evictions,
@@ -328,24 +325,11 @@ class Cache:
                 local={
                     "hits": self._hits + seen.hits,
                     "misses": self._misses + seen.misses,
-                    "hits_in_place": seen.hits,
-                    "misses_in_place": seen.misses,
-                    "observed_hits": seen.observed,
-                    "torn_reads": seen.torn,
-                    "expired_reads": seen.expired,
-                    "inserts": counters.inserts,
-                    "returns": counters.returns,
-                    "compression": dataclasses.asdict(self.compression),
-                    "compression_ratio": self.compression.ratio,
+                    **told.local_figures(self._home, seen),
+                    **told.compression_figures(self.compression),
                     "default_ttl_sets": self._local.default_ttl_sets,
-                    "store_bytes": store.memory.size,
-                    "budget_bytes": self._home.budget.bytes,
-                    "budget_reason": self._home.budget.reason,
-                    "entries": store.entries,
-                    "size_bytes": store.live_bytes,
                     "leases": self.leasing.figures(),
                     "prefixes": self.watch.configured.figures(),
-                    "namespaces": store.figures() if isinstance(store, TenantStore) else {},
                 },
                 redis=None if self._second is None else self._second.stats(),
             ),
@@ -355,13 +339,10 @@ class Cache:
         """`ok`, `degraded` with the reason, or `off`; and the figures a person asks for first."""
         store = self._home.store
         seen = self._home.clients.figures(boot_clock())
-        hits, misses = self._reads(seen)
         found: dict[str, Any] = {
             "status": "ok" if self._home.settings.enabled else "off",
             "mode": self._mode,
-            "hits": hits,
-            "misses": misses,
-            "hit_rate": hits / (hits + misses) if hits + misses else 0.0,
+            **self._reads(seen),
             "entries": store.entries,
             "size_bytes": store.live_bytes,
             "max_entries": store.max_entries,
@@ -369,25 +350,16 @@ class Cache:
             "clients": len(self._home.clients.attached),
             "epoch": self.epoch,
             "recovered_entries": self.recovered,
+            **told.budget_status(self._home),
         }
-        budget = self._home.budget
-        if budget.bytes < budget.most:
-            found["budget_bytes"], found["budget_reason"] = budget.bytes, budget.reason
         untrusted = sum(not one.plausible for one in self._home.clients.attached.values())
         if untrusted:
             found["untrusted_clients"] = untrusted
         reasons = [self._home.failed] if self._home.failed else []
         if self._second is not None:
             found["redis"] = self._second.status()
-            if not self._second.healthy:
-                why = found["redis"].get("reason", "it is being looked for")
-                reasons.append(f"Redis is away: {why}; local only")
-            elif found["redis"]["status"] != "ok":
-                reasons.append(f"Redis: {found['redis']['reason']}")
-        if reasons:
-            found["status"] = "degraded"
-            found["reason"] = "; ".join(reasons)
-        return found
+            reasons += told.redis_reasons(found["redis"], healthy=self._second.healthy)
+        return told.degraded(found, reasons)
 
     def curve(self) -> CacheCurve:
         """What the store would hit at other sizes, by the traffic lately."""
@@ -409,10 +381,10 @@ class Cache:
             await trio.sleep(BEAT)
             self._curve.beat()
 
-    def _reads(self, seen: Figures) -> tuple[int, int]:
-        """Hits and misses of all levels: what Redis had was a miss here first."""
+    def _reads(self, seen: Figures) -> dict[str, Any]:
+        """`hits`, `misses` and `hit_rate` of all levels: what Redis had was a miss here first."""
         further = 0 if self._second is None else self._second.hits
-        return self._hits + seen.hits + further, max(0, self._misses + seen.misses - further)
+        return told.reads(self._hits + seen.hits + further, self._misses + seen.misses - further)
 
     # ── readers
 
@@ -496,8 +468,7 @@ class Cache:
         await self._home.reconfigure(settings)
 
     async def mind(self, signs: Signs, now: float) -> None:
-        """Go by how short memory is: a smaller store while it is, down to an eighth of
-        `cache.max_bytes`. `now` is on any clock that only grows, in seconds."""
+        """Go by how short memory is at `now`, in seconds on any clock that only grows."""
         await self._home.mind(signs, now)
 
     async def give_back(self) -> None:
