@@ -352,6 +352,8 @@ class CacheCurve(Result, frozen=True, kw_only=True):
     window_seconds: float
     heard: float
     """The share of the traffic at which the models were not resting to spare the processor."""
+    cpu_seconds: float
+    """Processor time that the models have taken since the daemon's start."""
     points: list[CurvePoint]
     """From the smallest to the largest."""
 

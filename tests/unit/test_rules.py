@@ -50,6 +50,7 @@ def curve(
         reads=10_000,
         window_seconds=600.0,
         heard=1.0,
+        cpu_seconds=0.1,
         points=points,
     )
 

@@ -41,7 +41,7 @@ def curve(result: dict[str, Any], console: Console) -> str:
             "",
             *fold(
                 f"The models heard {share(result['heard'])} of the traffic: they rest when they"
-                " have used a hundredth of the daemon's processor time.",
+                " have used 0.8% of the daemon's processor time.",
                 "",
                 console,
             ),

@@ -8,7 +8,7 @@ as the few keys that are read most, cancels out (an estimator as SHARDS-adj is, 
 FAST 2015, taken one step further), and repeated reads need not be told.
 
 Memory: for each size three models of at most MODEL entries, and FORGOTTEN digests, whatever the
-store's size; about 5 MB. Processor time: SHARE of the process's; when that is used up the curve
+store's size; about 5.5 MB. Processor time: SHARE of the process's; when that is used up the curve
 rests, and counts again once the models hold later traffic.
 """
 
@@ -58,9 +58,9 @@ MOST_BLOCKS: Final = 36
 BEAT: Final = 10.0
 """Seconds between two looks at whether something is too old."""
 
-SHARE: Final = 0.01
-"""Of the process's processor time that may be spent."""
-AHEAD: Final = 1.0
+SHARE: Final = 0.008
+"""Of the process's processor time that may be spent: with what it costs to be told, under 1 %."""
+AHEAD: Final = 0.5
 """Seconds that may be spent ahead: at the start, and after times in which little was asked for."""
 RESTED: Final = 0.25
 """Seconds that must have been saved up until it goes on: so much makes all models warm."""
@@ -332,6 +332,7 @@ class Curve:
             reads=reads,
             window_seconds=self._clock() - blocks[0].began,
             heard=share,
+            cpu_seconds=self.allowance.spent,
             points=[self._point(at, share, counted) for at in self._places],
         )
 
