@@ -322,6 +322,10 @@ class Work:
                 self._beat_id = self._request("cache.renew", {})
                 self._beat_at = now
         elif now - self._beat_at > ANSWER_WITHIN:
+            # It may have been this thread that stood still, and the answer lies there.
+            self._receive()
+            if self._beat_id is None or self._connection is None:
+                return
             self._fail(Unavailable(f"no heartbeat was answered within {ANSWER_WITHIN:g} s"))
 
     def _send(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,17 @@ import trio
 
 from bi_performance.drivers import sleep
 from bi_performance.optimizer import PerformanceOptimizer
-from support.daemon import DaemonProcess, wait_until
+from support.callers import here, running, there
+from support.daemon import wait_until
 
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    with DaemonProcess(tmp_path_factory.mktemp("many"), http="off") as daemon:
-        yield daemon
+__all__ = ["here", "running", "there"]
+TTL = 30.0
+"""Of the leases: that no key is loaded twice must not depend on how busy the machine is."""
 
 
 @pytest.fixture
-def two(running: DaemonProcess) -> Iterator[list[PerformanceOptimizer]]:
-    """Two that have nothing in common, as two processes have not."""
-    made = [PerformanceOptimizer(str(running.socket)) for _ in range(2)]
-    made[0].sync.cache.clear()
-    yield made
-    for each in made:
-        each.close()
+def two(here: PerformanceOptimizer, there: PerformanceOptimizer) -> list[PerformanceOptimizer]:
+    return [here, there]
 
 
 def doubled(keys: list[Any]) -> dict[Any, Any]:
@@ -56,9 +49,10 @@ def test_only_what_is_missing_is_asked_for(two: list[PerformanceOptimizer]) -> N
 
 @pytest.mark.parametrize("run", [asyncio.run, trio.run])
 def test_many_callers_with_overlapping_keys_load_each_key_once(
-    two: list[PerformanceOptimizer], run: Any
+    two: list[PerformanceOptimizer], run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one loop and in two processes, in whichever order they name them."""
+    monkeypatch.setattr("bi_performance.keeper.ANSWER_WITHIN", 30.0)
     asked: list[Any] = []
     keys = [f"k{number}" for number in range(300)]
 

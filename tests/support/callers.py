@@ -13,16 +13,23 @@ from typing import Any
 import pytest
 import trio
 
+from bi_performance.drivers import sleep
 from bi_performance.optimizer import PerformanceOptimizer
+from bi_performance.options import Options
 from support.daemon import DaemonProcess, wait_until
 
 TTL = 0.5
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
-    folder = tmp_path_factory.mktemp("get_or_set")
-    (folder / "config.toml").write_text(f"[performance.leases]\nttl = {TTL}\n")
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DaemonProcess]:
+    """Leases last as long as ever, or for the module's `TTL`: where nobody waits for one to end,
+    a machine that stands still for a moment must not end it."""
+    ttl = getattr(request.module, "TTL", 2.0)
+    folder = tmp_path_factory.mktemp("loads")
+    (folder / "config.toml").write_text(f"[performance.leases]\nttl = {ttl}\n")
     with DaemonProcess(folder, "--config", str(folder / "config.toml"), http="off") as daemon:
         yield daemon
 
@@ -124,3 +131,30 @@ def ask(optimizer: PerformanceOptimizer, run: Any, factory: Any, key: str = "k",
     if run is None:
         return optimizer.sync.cache.get_or_set(key, factory, 60, **how)
     return run(lambda: optimizer.cache.get_or_set(key, factory, 60, **how))
+
+
+GRACE = Options(ttl=60, grace=60, retry_after=0)
+
+
+def make_stale(optimizer: PerformanceOptimizer, value: Any = "old", key: str = "k") -> None:
+    assert optimizer.sync.cache.set(key, value, 60, grace=60)
+    assert optimizer.sync.cache.expire(key)
+    assert optimizer.sync.cache.get(key) is None
+    assert optimizer.sync.cache.get_entry(key).stale
+
+
+def use(optimizer: PerformanceOptimizer, run: Any, factory: Any, **how: Any) -> Any:
+    """The entry of "k", and then what is stored when the loads in the background have ended."""
+    options = how.pop("options", GRACE)
+
+    async def call() -> Any:
+        found = await optimizer.cache.get_or_set_entry("k", factory, options=options, **how)
+        while optimizer._server.background.count:
+            await sleep(0.001)
+        return found
+
+    if run is not None:
+        return run(call)
+    found = optimizer.sync.cache.get_or_set_entry("k", factory, options=options, **how)
+    wait_until(lambda: not optimizer._server.background.count, what="the end of the load")
+    return found
