@@ -60,16 +60,17 @@ class Copying:
         finally:
             self.active = self._cleared = False
 
-    async def in_slices(self, old: Store, work: Iterator[None]) -> None:
-        """Run work for a while at a time, longer when the old store is about to be full."""
+    async def in_slices(self, old: Store, work: Iterator[None], *, hurries: bool = True) -> None:
+        """Run work for a while at a time, longer when the old store is about to be full and what
+        is done `hurries`."""
         deadline = trio.current_time() + SLICE
         for _ in work:
             if self._cleared:
                 return
             if trio.current_time() >= deadline:
                 await trio.lowlevel.checkpoint()
-                hurry = old.live_bytes > HURRY_AT * old.max_bytes or len(old.journal or ()) > HURRY
-                deadline = trio.current_time() + (LONG_SLICE if hurry else SLICE)
+                late = old.live_bytes > HURRY_AT * old.max_bytes or len(old.journal or ()) > HURRY
+                deadline = trio.current_time() + (LONG_SLICE if late and hurries else SLICE)
 
 
 def _is_long(store: Store, journal: set[bytes], rounds: int) -> bool:

@@ -68,7 +68,8 @@ class RoomMaker:
             size, asked = self.wanted, self._asked
             self._wake = trio.Event()
             try:
-                await self._copying.in_slices(host.store, self._steps(host.store, size))
+                steps = self._steps(host.store, size)
+                await self._copying.in_slices(host.store, steps, hurries=False)
             except Damaged as error:
                 host.rebuild(error)
             if size == self.wanted:

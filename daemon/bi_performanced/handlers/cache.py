@@ -35,9 +35,12 @@ THREAD_FROM = 1 << 18
 
 WHOLE: Final = 100
 """Entries of a batch that are stored in one go."""
-SLICE: Final = 50
-"""Of a larger one so many are, before others have their turn, and SLICE_BYTES of them: in the worst
-case each has 32 others moved out of its way."""
+SLICE: Final = 250
+"""Of a larger one so many at the most, before others have their turn, or SLICE_BYTES of them."""
+SLICE_SECONDS: Final = 0.004
+"""And as many steps of STEP entries as begin within this time: in the worst case an entry has 32
+others moved out of its way."""
+STEP: Final = 25
 SLICE_BYTES: Final = 1 << 20
 
 _threads = trio.CapacityLimiter(2)
@@ -405,17 +408,20 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
         return types.Stored(stored=at - len(refused), refused=reason)
 
     async def put_in_slices(stops: list[int]) -> types.Stored:
-        for stop in stops[:-1]:
-            stored = _when_grown(cache, partial(put_until, stop))
-            if isinstance(stored, Coroutine):
-                await stored
+        found = types.Stored(stored=0)
+        for stop in stops:
+            ends = trio.current_time() + SLICE_SECONDS
+            while at < stop:
+                stored = _when_grown(cache, partial(put_until, min(stop, at + STEP)))
+                found = await stored if isinstance(stored, Coroutine) else stored
+                if trio.current_time() >= ends:
+                    await trio.lowlevel.checkpoint()
+                    ends = trio.current_time() + SLICE_SECONDS
             await trio.lowlevel.checkpoint()
-        stored = _when_grown(cache, partial(put_until, stops[-1]))
-        found: types.Stored = await stored if isinstance(stored, Coroutine) else stored
         return found
 
     stops = slices([len(entry) for _, entry in entries])
-    if len(stops) > 1:
+    if len(stops) > 1 or len(entries) > WHOLE:
         return _settled(cache, put_in_slices(stops))
     return _settled(cache, _when_grown(cache, partial(put_until, len(entries))))
 
@@ -423,7 +429,7 @@ def put_many(cache: Cache, args: types.CacheSetMany) -> Any:
 def slices(sizes: list[int]) -> list[int]:
     """Where the slices of a batch of entries of so many bytes end; the last is the batch's end."""
     stops, first, left = [], 0, SLICE_BYTES
-    if len(sizes) > WHOLE or sum(sizes) > SLICE_BYTES:
+    if len(sizes) > SLICE or sum(sizes) > SLICE_BYTES:
         for at, size in enumerate(sizes):
             if at - first == SLICE or (at > first and size > left):
                 stops.append(at)
