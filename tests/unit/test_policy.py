@@ -11,6 +11,7 @@ import pytest
 from bi_performance_wire import layout as L
 from bi_performanced.cache.index import NONE
 from bi_performanced.cache.memory import Memory
+from bi_performanced.cache.policy import MOST_GATHERED
 from bi_performanced.cache.recovery import copy_entries, settle
 from bi_performanced.cache.store import Store
 
@@ -283,3 +284,21 @@ def test_where_bytes_are_the_limit_as_many_keys_are_remembered_as_there_is_room_
         store.put(b"%d" % n, bytes(3000), expires=LATER, now=NOW)
     assert store.counters.evictions
     assert store.ghost.held <= store.entries + 20
+
+
+def test_what_clients_note_is_gathered_several_times_a_tick_and_never_without_end() -> None:
+    store = new_store(2000)
+    calls = 0
+
+    def drain() -> list[int]:
+        nonlocal calls
+        calls += 1
+        return [0] * 384
+
+    store.policy.drain = drain
+    filled(store, 640)
+    ticks = 640 // (store.policy.pace + 1)
+    assert 4 * ticks - 1 <= calls <= 4 * ticks + 1
+    for _ in range(1000):
+        store.policy.gather()
+    assert len(store.policy.hits) < 2 * MOST_GATHERED

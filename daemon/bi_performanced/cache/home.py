@@ -246,6 +246,7 @@ class Home:
             while True:
                 await trio.sleep(HEARTBEAT)
                 self._beat()
+                self.store.policy.gather()
                 self._reap()
                 if self.hollow and not self._resizing.locked():
                     await self._refill()

@@ -49,6 +49,8 @@ BLOCKED: Final = 10.0
 """Accesses for which a policy that failed is not followed; twice as many each time it fails."""
 FULL: Final = 0.9
 """The share of a limit from which entries are taken to leave for it."""
+MOST_GATHERED: Final = 1 << 15
+"""Reads that are kept until a tick ends, when nothing is stored for long."""
 _LARGEST_STEP: Final = 1e12
 _DOUBLE: Final = Struct("<d")
 _BITS: Final = Struct("<Q")
@@ -201,6 +203,11 @@ class Policy:
         """The store is full for the first time: its entries are as many as fit."""
         self._fit(held)
 
+    def gather(self) -> None:
+        """Take what was read since the last time; it is looked at with the rest of the tick."""
+        if len(self.hits) < MOST_GATHERED:
+            self.hits += self.drain()
+
     def removed(self, digest: int) -> None:
         """A key was deleted: that it is missing then is no policy's fault."""
         if not digest & self.mask:
@@ -283,6 +290,9 @@ class Policy:
             pace *= 2
         self.pace = pace - 1
         """A tick begins where the sequence and this have no bit in common."""
+        self.part = self.pace >> 2
+        """The same for a quarter of a tick, at which what was read is gathered: what clients note
+        of it has room for a few hundred keys."""
 
     def _restart(self) -> None:
         """Begin with empty models."""

@@ -128,6 +128,8 @@ class Store(Evicting):
         if not sequence & policy.pace:
             self.index.tick = policy.turn(sequence, self.fullness)
             self.ghost.hold(self.entries)
+        elif not sequence & policy.part:
+            policy.gather()
         if not digest & policy.mask:
             policy.puts.append(Put(digest, size, expires, now, slot == NONE))
         if created is None:
