@@ -73,7 +73,7 @@ class Server:
     def figures(self) -> dict[str, int]:
         """Of this process: factory calls without a lease, values too large to be stored, stale
         values served, loads that failed while there was one, loads in the background now, and
-        those that were not begun because there were too many; factories that waited for a thread,
+        those that were not begun because there were too many; factories that wait for a thread,
         and those that run in one now though nobody waits for them any more."""
         return {
             "unshared": self.loader.unshared,
@@ -82,7 +82,7 @@ class Server:
             "failed": self._failed.count,
             "in_background": self.background.count,
             "skipped": self.background.skipped,
-            "queued": WORKERS.queued.count,
+            "queued": WORKERS.queued,
             "given_up": WORKERS.given_up,
         }
 

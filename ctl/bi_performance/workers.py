@@ -28,7 +28,9 @@ log = logging.getLogger("performance")
 LIVE: Final = 100
 """Factories that run in threads at once and are waited for; more wait for their turn."""
 GIVEN_UP: Final = 400
-"""Those that still run though nobody waits; as long as there are so many, no other is begun."""
+"""Those that still run though nobody waits; as long as there are so many, no other is begun. Those
+that are waited for meanwhile may be given up too: the threads are at most LIVE + GIVEN_UP, beside
+the IDLE ones."""
 IDLE: Final = 16
 """Threads that are kept for the next factory."""
 LINGER: Final = 10.0
@@ -76,6 +78,11 @@ class Job:
             # Or Python complains that it was never awaited.
             self._found.close()
 
+    def refuse(self, error: Exception) -> None:
+        """Instead of `run`."""
+        self.state = State.OVER
+        self._error = error
+
     def result(self) -> Any:
         """What the factory returned; raises what it raised."""
         error, self._error = self._error, None
@@ -91,7 +98,7 @@ class Workers:
     """All such threads of a process. Any thread may call."""
 
     def __init__(self) -> None:
-        self.queued = Limited(
+        self._crowd = Limited(
             log, f"factories wait for a thread: {LIVE} of them run in threads, %s wait"
         )
         self.reset()
@@ -106,6 +113,11 @@ class Workers:
         self.given_up = 0
         """Factories that run though nobody waits for them."""
 
+    @property
+    def queued(self) -> int:
+        """Factories that wait for a thread now."""
+        return len(self._waiting)
+
     def submit(self, call: Callable[[], Any], wake: Callable[[], object]) -> Job:
         """Run `call` in a thread, `wake` there when its `result` can be taken.
 
@@ -114,20 +126,18 @@ class Workers:
         job = Job(call, wake)
         with self._lock:
             if self.given_up >= GIVEN_UP:
-                raise RuntimeError(
-                    f"{self.given_up} factories that nobody waits for any more still run in"
-                    " threads, and no other is begun until one of them ends: give what they"
-                    " wait for a timeout of its own"
-                )
+                raise self._too_many()
             self._waiting.append(job)
             full = self._live >= LIVE
         if full:
-            self.queued.say(len(self._waiting))
+            self._crowd.say(self.queued)
         self._begin(job)
         return job
 
     def give_up(self, job: Job) -> None:
-        """Nobody waits for it any more: another one may have its place."""
+        """Nobody waits for it any more: another one may have its place, unless too many hang; then
+        those that wait for one are told, as who comes after them is."""
+        refused: list[Job] = []
         with self._lock:
             if job.state is State.WAITS:
                 job.state = State.GIVEN_UP
@@ -138,7 +148,20 @@ class Workers:
             job.state = State.GIVEN_UP
             self._live -= 1
             self.given_up += 1
+            if self.given_up >= GIVEN_UP:
+                refused += self._waiting
+                self._waiting.clear()
+            for each in refused:
+                each.refuse(self._too_many())
+        for each in refused:
+            each.end()
         self._begin(None)
+
+    def _too_many(self) -> RuntimeError:
+        return RuntimeError(
+            f"{self.given_up} factories that nobody waits for any more still run in threads, and no"
+            " other is begun until one of them ends: give what they wait for a timeout of its own"
+        )
 
     def _begin(self, asked: Job | None) -> None:
         """Have the one that has waited longest run, if there is room. Raises RuntimeError when
@@ -166,7 +189,7 @@ class Workers:
 
     def _take(self) -> Job | None:
         """The next to run, if there is room; with the lock."""
-        if not self._waiting or self._live >= LIVE:
+        if not self._waiting or self._live >= LIVE or self.given_up >= GIVEN_UP:
             return None
         job = self._waiting.popleft()
         job.state = State.RUNS

@@ -17,7 +17,7 @@ import trio
 from bi_performance import LoadTimeout
 from bi_performance.drivers import in_trio, let_others_run, sleep
 from bi_performance.optimizer import PerformanceOptimizer
-from bi_performance.workers import WORKERS
+from bi_performance.workers import WORKERS, Workers
 from support.callers import LOOPS, Caller, Calls, ask, here, running, there, under_asyncio
 from support.daemon import DaemonProcess, wait_until
 
@@ -47,9 +47,11 @@ def hold_up(optimizer: PerformanceOptimizer, run: Any, calls: Calls, *keys: str)
     return callers
 
 
-async def cancel_when_begun(load: Callable[[], Coroutine[Any, Any, Any]], calls: Calls) -> None:
+async def cancel_when(
+    ready: Callable[[], bool], load: Callable[[], Coroutine[Any, Any, Any]]
+) -> None:
     async def begun() -> None:
-        while not calls.began.acquire(blocking=False):
+        while not ready():
             await sleep(0.001)
 
     if in_trio():
@@ -104,7 +106,8 @@ def test_a_factory_that_was_given_up_makes_room_until_too_many_hang(
 
     async def work() -> None:
         for number in range(5):
-            await cancel_when_begun(partial(here.cache.get_or_set, f"k{number}", slow, 60), slow)
+            load = partial(here.cache.get_or_set, f"k{number}", slow, 60)
+            await cancel_when(partial(slow.began.acquire, blocking=False), load)
             assert here.cache.loads()["given_up"] == number + 1
             if number < 4:
                 assert await here.cache.get_or_set(f"x{number}", lambda: three(), 60) == 3
@@ -124,16 +127,61 @@ def test_beyond_so_many_at_once_a_factory_waits_for_its_turn(
     here: PerformanceOptimizer, run: Any, slow: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bi_performance.workers.LIVE", 2)
-    before = here.cache.loads()["queued"]
     first = hold_up(here, run, slow, "a", "b")
+    assert here.cache.loads()["queued"] == 0
     last = Caller(lambda: ask(here, run, slow, "c"))
-    wait_until(lambda: here.cache.loads()["queued"] > before, what="one that waits")
+    wait_until(lambda: here.cache.loads()["queued"] == 1, what="one that waits")
     assert slow.count == 2
     slow.go.release()
     assert slow.began.acquire(timeout=10), "the end of one is the turn of another"
     for _ in range(2):
         slow.go.release()
     assert [each.result() for each in (*first, last)] == ["slow"] * 3
+    assert here.cache.loads()["queued"] == 0, "it is how many wait, not how many ever did"
+
+
+@LOOPS
+def test_who_waits_for_a_thread_is_told_when_too_many_hang(
+    here: PerformanceOptimizer, run: Any, slow: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bi_performance.workers.LIVE", 1)
+    monkeypatch.setattr("bi_performance.workers.GIVEN_UP", 1)
+    load = partial(here.cache.get_or_set, "a", slow, 60)
+
+    def waits() -> bool:
+        return here.cache.loads()["queued"] == 1
+
+    first = Caller(lambda: run(lambda: cancel_when(waits, load)))
+    assert slow.began.acquire(timeout=10)
+    last = Caller(lambda: ask(here, run, slow, "b"))
+    assert isinstance(last.result(), RuntimeError) and slow.count == 1
+    assert "1 factories that nobody waits for any more" in str(last.result())
+    assert first.result() is None and here.cache.loads()["queued"] == 0
+
+
+def test_threads_are_bounded_however_many_are_given_up_one_after_another(
+    slow: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bi_performance.workers.LIVE", 2)
+    monkeypatch.setattr("bi_performance.workers.GIVEN_UP", 3)
+    workers = Workers()
+    woken: list[int] = []
+    jobs = [workers.submit(slow, partial(woken.append, number)) for number in range(12)]
+    for job in jobs:
+        workers.give_up(job)
+    assert workers.given_up == 4, "those that hang, and one that ran when they were too many"
+    assert woken == list(range(4, 12)) and workers.queued == 0
+    for job in jobs[4:]:
+        with pytest.raises(RuntimeError, match="3 factories that nobody waits for any more"):
+            job.result()
+    for _ in range(4):
+        assert slow.began.acquire(timeout=10)
+        slow.go.release()
+    wait_until(lambda: not workers.given_up, what="their end")
+    assert slow.count == 4
+    last = workers.submit(lambda: 5, partial(woken.append, 12))
+    wait_until(lambda: woken[-1] == 12, what="its end")
+    assert last.result() == 5
 
 
 @LOOPS
@@ -151,8 +199,10 @@ def test_who_gives_up_while_it_waits_for_a_thread_is_not_called(
 
 
 EXIT = """
-import asyncio, sys, time
+import asyncio, logging, sys, time
 from bi_performance.optimizer import PerformanceOptimizer
+# That the daemon is away, when it had no turn in time, is no matter of this.
+logging.getLogger("performance").addHandler(logging.NullHandler())
 cache = PerformanceOptimizer(sys.argv[1]).cache
 async def work():
     try:
