@@ -29,6 +29,9 @@ MAX_RATE = 20_000_000
 IN_FLIGHT = 1000
 """Reads that a client's threads may be within at one time."""
 
+IDLE_MAPS = 4
+"""Touch maps that are kept of uids of which no process is attached any more."""
+
 _FIGURES = (L.P_HITS, L.P_MISSES, L.P_EXPIRED, L.P_TORN, L.P_HIT_BYTES, L.P_OBSERVED)
 
 
@@ -104,7 +107,10 @@ class OwnWords(NamedTuple):
 
 
 class TouchMap:
-    """One byte an index slot, written by all clients of one uid."""
+    """One byte an index slot, written by all clients of one uid.
+
+    It outlives them: what they have read is known from nowhere else.
+    """
 
     def __init__(self, uid: int, size: int) -> None:
         self.fd = sealed_memory(f"bi-performance-touches-{uid}", size)
@@ -265,7 +271,7 @@ class Clients:
         words[L.P_MAGIC] = L.PAGE_MAGIC
         touches.users += 1
         self._serial += 1
-        serial, store = self._serial, self._store
+        serial = self._serial
 
         def closing(attachment: Attachment) -> None:
             self.on_close(attachment)
@@ -273,7 +279,7 @@ class Clients:
             del self.attached[serial]
             touches.users -= 1
             if not touches.users:
-                self._drop(store, uid, touches)
+                self._leave(uid, touches)
 
         attachment = Attachment(
             reply,
@@ -305,23 +311,40 @@ class Clients:
 
         Their touch maps are of no more use.
         """
-        for uid, touches in list(self._touch_maps.items()):
-            self._drop(self._store, uid, touches)
+        self._drop_all()
         os.close(self._store_fd)
         self._store.policy.drain = list
         self._store = store
         self._store_fd = store_fd
         store.policy.drain = self.logged
 
-    def _drop(self, store: Store, uid: int, touches: TouchMap) -> None:
-        if self._touch_maps.get(uid) is touches:
-            del self._touch_maps[uid]
-            maps = store.index.touch_maps
-            # By identity: views compare by what they show.
-            maps[:] = [view for view in maps if view is not touches.view]
-            touches.close()
+    def _leave(self, uid: int, touches: TouchMap) -> None:
+        """The last process of a uid has left: its map stays for those that come after it.
+
+        Of more than IDLE_MAPS the one goes that has been without a process for the longest time:
+        every map costs the daemon a little at each entry that it stores or looks for.
+        """
+        if self._touch_maps.get(uid) is not touches:
+            return
+        # In the order in which they were left.
+        self._touch_maps[uid] = self._touch_maps.pop(uid)
+        idle = [each for each, found in self._touch_maps.items() if not found.users]
+        for each in idle[:-IDLE_MAPS]:
+            self._drop(each)
+
+    def _drop(self, uid: int) -> None:
+        touches = self._touch_maps.pop(uid)
+        maps = self._store.index.touch_maps
+        # By identity: views compare by what they show.
+        maps[:] = [view for view in maps if view is not touches.view]
+        touches.close()
+
+    def _drop_all(self) -> None:
+        for uid in list(self._touch_maps):
+            self._drop(uid)
 
     def close(self) -> None:
         for attachment in list(self.attached.values()):
             attachment.close()
+        self._drop_all()
         os.close(self._store_fd)
