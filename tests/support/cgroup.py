@@ -27,7 +27,8 @@ class MemoryGroup:
         self.shell = ("-c", 'echo $$ > "$0/cgroup.procs"; exec "$@"', str(folder))
         """Arguments of sh to run what follows within the group."""
         self._used = folder / ("memory.current" if second else "memory.usage_in_bytes")
-        self._idle = "inactive_file" if second else "total_inactive_file"
+        below = "" if second else "total_"
+        self._files = (f"{below}inactive_file", f"{below}active_file")
         self._limit = folder / ("memory.max" if second else "memory.limit_in_bytes")
 
     def limit(self, count: int) -> None:
@@ -37,10 +38,10 @@ class MemoryGroup:
         (self.folder / "cgroup.procs").write_text(str(pid))
 
     def used(self) -> int:
-        """Bytes that are charged, without file pages that nothing uses: the kernel drops those."""
+        """Bytes that are charged, without the pages of files: the kernel drops those."""
         words = (self.folder / "memory.stat").read_text().split()
         stat = dict(zip(words[::2], words[1::2], strict=True))
-        return int(self._used.read_text()) - int(stat[self._idle])
+        return int(self._used.read_text()) - sum(int(stat[each]) for each in self._files)
 
     def free(self) -> int:
         return int(self._limit.read_text()) - self.used()

@@ -74,7 +74,7 @@ def test_every_figure_is_read_as_the_kernel_means_it(kernel: FakeKernel, clock: 
         **{
             "a/b:memory.max": str(64 * MIB),
             "a/b:memory.current": str(10 * MIB),
-            "a/b:memory.stat": f"anon 1\ninactive_file {4 * MIB}",
+            "a/b:memory.stat": f"anon 1\ninactive_file {MIB}\nactive_file {3 * MIB}",
             "a/b:cpu.max": "max 100000",
             "a:cpu.max": "150000 100000",
         },
@@ -319,7 +319,8 @@ def test_version_one_has_its_own_files_and_numbers(kernel: FakeKernel) -> None:
             "memory/docker/1/memory.limit_in_bytes": str(512 * MIB),
             "memory/memory.limit_in_bytes": "9223372036854771712",
             "memory/docker/1/memory.usage_in_bytes": str(100 * MIB),
-            "memory/docker/1/memory.stat": f"cache 5\ntotal_inactive_file {30 * MIB}",
+            "memory/docker/1/memory.stat": "cache 5\nactive_file 7\n"
+            f"total_inactive_file {20 * MIB}\ntotal_active_file {10 * MIB}",
             "cpu,cpuacct/docker/1/cpu.cfs_quota_us": "25000",
             "cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000",
             "cpu,cpuacct/cpu.cfs_quota_us": "-1",

@@ -11,7 +11,7 @@ import structlog
 import trio
 import trio.testing
 
-from bi_performanced.cache.budget import CALM, LOOKS
+from bi_performanced.cache.budget import CALM, LOOKS, is_calm, why_short
 from bi_performanced.cache.component import Cache
 from bi_performanced.cache.terms import Terms
 from bi_performanced.config import CacheSettings
@@ -52,6 +52,27 @@ def test_the_signs_are_those_of_who_has_less(kernel: FakeKernel) -> None:
     for path in list(kernel.files()):
         path.write_text("nonsense")
     assert memory_signs(kernel.root) == (None, None, None, None, "the host")
+
+
+def test_pages_of_files_that_are_read_over_and_over_are_not_want_of_memory(
+    kernel: FakeKernel,
+) -> None:
+    """As of a scraper whose database and logs have filled what its container may have."""
+    say(kernel, 60)
+    files = {
+        "pod:memory.max": str(1024 * MIB),
+        "pod:memory.current": str(1000 * MIB),
+        "pod:memory.stat": f"anon {100 * MIB}\ninactive_file {30 * MIB}\nactive_file {870 * MIB}",
+    }
+    kernel.cgroup2("/pod", **files)
+    signs = memory_signs(kernel.root)
+    assert (signs.share, signs.where) == (0.6, "the host")
+    assert why_short(signs) is None and is_calm(signs)
+    # What lies on a tmpfs cannot be taken back: the kernel tells it as anonymous.
+    stat = f"anon {100 * MIB}\nshmem {870 * MIB}\ninactive_anon {970 * MIB}\ninactive_file 0"
+    kernel.cgroup2("/pod", **files | {"pod:memory.stat": stat})
+    reason = why_short(memory_signs(kernel.root))
+    assert reason == "2% of the memory of the control group is left"
 
 
 def with_cache(

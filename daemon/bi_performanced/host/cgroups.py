@@ -47,15 +47,16 @@ def _upwards(base: Path, own: str) -> Iterator[Path]:
 
 
 def memory_used(root: Path) -> int:
-    """Bytes charged to the process's own group, without file pages that nothing uses now.
+    """Bytes charged to the process's own group that the kernel cannot take back from it.
 
-    Those the kernel takes back before it runs out: a group that read large files is not short of
-    memory. Raises Unknown.
+    Without the pages of files, read once or over and over: they go before anything else does, as
+    in the host's MemAvailable, and a group that reads large files is not short of memory. What
+    lies on a tmpfs is not among them (the kernel counts it with `inactive_anon`). Raises Unknown.
     """
     group = groups(root, "memory")
     second = group.version == 2
     name = "memory.current" if second else "memory.usage_in_bytes"
-    idle = "inactive_file" if second else "total_inactive_file"
+    below = "" if second else "total_"
     # In a container the own group's folder may be what is mounted as the root.
     folder = next((each for each in group.folders if _there(each / name)), None)
     if folder is None:
@@ -65,7 +66,8 @@ def memory_used(root: Path) -> int:
     with reading(folder / "memory.stat"):
         words = text(folder / "memory.stat").split()
         pairs = dict(zip(words[::2], words[1::2], strict=True))
-        return max(0, used - whole(pairs[idle]))
+        files = whole(pairs[f"{below}inactive_file"]) + whole(pairs.get(f"{below}active_file", "0"))
+        return max(0, used - files)
 
 
 def memory_limit(root: Path) -> int:

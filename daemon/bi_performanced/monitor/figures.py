@@ -41,7 +41,7 @@ HOST: Final = (
     Figure("pressure_io_full_percent", "time in which all tasks waited for a disk (10 s)"),
     Figure("open_files", "open file descriptions of the host"),
     Figure("open_files_max", "the limit of them"),
-    Figure("cgroup_memory_bytes", "memory charged to the daemon's control group"),
+    Figure("cgroup_memory_bytes", "memory of the daemon's control group without pages of files"),
     Figure("cgroup_memory_limit_bytes", "the least limit of that group and those it is in"),
     Figure("cgroup_cpu_limit", "processors that the group may use, as a number"),
 )
