@@ -22,6 +22,7 @@ from support.callers import (
     Caller,
     Calls,
     ask,
+    attached,
     here,
     leases,
     running,
@@ -187,8 +188,10 @@ def test_a_signal_handler_does_not_wait_for_what_it_interrupted(
 
 
 AT_EXIT = """
-import atexit, sys
+import atexit, logging, sys
 from bi_performance.optimizer import PerformanceOptimizer
+# That the daemon is away, when it had no turn in time, is no matter of this.
+logging.getLogger("performance").addHandler(logging.NullHandler())
 cache = PerformanceOptimizer(sys.argv[1]).sync.cache
 atexit.register(lambda: print(cache.get_or_set("at exit", lambda: 5)))
 """
@@ -225,7 +228,7 @@ def test_a_daemon_that_goes_while_it_is_loaded_costs_the_value_nothing(
     tmp_path: Path, how: str
 ) -> None:
     with DaemonProcess(tmp_path, http="off") as daemon:
-        here, there = (PerformanceOptimizer(str(daemon.socket)) for _ in range(2))
+        here, there = (attached(daemon) for _ in range(2))
         calls = Calls(1, 2, 3)
         first = Caller(lambda: ask(here, None, calls))
         assert calls.began.acquire(timeout=10)

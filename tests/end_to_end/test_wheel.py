@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import DaemonProcess
+from support.daemon import DaemonProcess, wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -110,11 +110,18 @@ def test_the_seed_s_first_example_runs_with_the_bare_wheel(wheel: Path, tmp_path
     script.write_text(SEED)
     with DaemonProcess(tmp_path, python=python) as daemon:
         environ = {**os.environ, "BI_PERFORMANCE_SOCKET": str(daemon.socket)}
-        done = subprocess.run(
-            [python, str(script)], capture_output=True, text=True, env=environ, cwd=tmp_path
-        )
-        said = "Cache hit rate: 0.0%\nApplied performance_focused profile\nvalue\n"
-        assert (done.stdout, done.stderr) == (said, "")
+
+        def answered() -> subprocess.CompletedProcess[str] | None:
+            done = subprocess.run(
+                [python, str(script)], capture_output=True, text=True, env=environ, cwd=tmp_path
+            )
+            # Once more when the daemon had no turn in time.
+            return None if "performance daemon is away" in done.stderr else done
+
+        done = wait_until(answered, within=60, what="a run with the daemon")
+        assert done.stderr == ""
+        said = r"Cache hit rate: [0-9]+\.[0-9]%\nApplied performance_focused profile\nvalue\n"
+        assert re.fullmatch(said, done.stdout)
         status = subprocess.run(
             [str(place / "bin" / "bi-performance"), "status"],
             capture_output=True,

@@ -50,7 +50,10 @@ def test_one_host_has_the_lease_and_the_others_get_its_value(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait, two)
                 nursery.start_soon(wait, three)
-                await until(lambda: len(two.remote.leases(KEY).waiting) == 1, "the waiters")
+                await until(
+                    lambda: all(len(each.remote.leases(KEY).waiting) == 1 for each in (two, three)),
+                    "the waiters",
+                )
                 assert await publish(one, lease, b"loaded")
         assert got == [b"loaded", b"loaded"]
         # Its own value is not invalidated by its own write.
