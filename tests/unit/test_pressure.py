@@ -11,6 +11,7 @@ import structlog
 import trio
 import trio.testing
 
+from bi_performance_wire.errors import WireError
 from bi_performanced.cache.budget import CALM, LOOKS, is_calm, why_short
 from bi_performanced.cache.component import Cache
 from bi_performanced.cache.terms import Terms
@@ -132,6 +133,32 @@ def test_a_store_shrinks_under_pressure_and_grows_back(tmp_path: Path, kernel: F
         await look(pressure, now, 4 * int(CALM / EVERY) + 10)
         assert "budget_bytes" not in cache.status()
         assert cache.epoch > epoch, "processes are told what the largest value is now"
+
+    with_cache(tmp_path, kernel, act)
+
+
+def test_an_entry_that_is_too_large_while_memory_is_short_is_told_so(
+    tmp_path: Path, kernel: FakeKernel
+) -> None:
+    async def act(cache: Cache, pressure: Pressure, now: list[float]) -> None:
+        def refused(size: int) -> WireError:
+            with pytest.raises(WireError) as caught:
+                cache.set(b"large", b"\0" + bytes(size), Terms(3600))
+            assert caught.value.field == "value"
+            return caught.value
+
+        most = cache._home.largest_record()
+        say(kernel, 3)
+        await look(pressure, now, 41)
+        assert cache._home.largest_record() < most // 2
+        told = refused(most // 2)
+        assert "while memory is short the limit is" in told.message
+        assert "3% of the memory of the host is left" in told.message
+        assert told.hint is not None and "free memory" in told.hint
+        # That one would be too large without the shortage, too.
+        told = refused(most + 1)
+        assert "short" not in told.message
+        assert told.hint is not None and told.hint.startswith("raise cache.max_bytes")
 
     with_cache(tmp_path, kernel, act)
 

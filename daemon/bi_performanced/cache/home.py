@@ -206,12 +206,13 @@ class Home:
             ) from error
         limit = self.largest_record() - beside
         self.note_refused(key, Why.TOO_LARGE, len(payload))
-        raise WireError(
-            TOO_LARGE,
-            f"the entry has {len(payload)} bytes encoded; the limit is {limit}",
-            field="value",
-            hint="raise cache.max_bytes: an entry may take a sixteenth of the main ring",
-        ) from error
+        limits = f"the limit is {limit}"
+        hint = "raise cache.max_bytes: an entry may take a sixteenth of the main ring"
+        if size <= Geometry.for_limits(1, self.budget.most).max_record:
+            limits = f"while memory is short {limits} ({self.budget.reason})"
+            hint = "free memory on the host or in the control group: then the limit grows again"
+        message = f"the entry has {len(payload)} bytes encoded; {limits}"
+        raise WireError(TOO_LARGE, message, field="value", hint=hint) from error
 
     def note_refused(self, key: bytes, why: Why, size: int) -> None:
         """Remember that an entry was not let in."""
