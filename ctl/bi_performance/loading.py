@@ -28,6 +28,7 @@ from bi_performance.options import LoadContext, LoadTimeout, Options
 from bi_performance.protocol import MAX_REQUEST
 from bi_performance.reader import DETACHED, Entry, Outcome
 from bi_performance.worlds import THREADS, Late, World, is_async
+from bi_performance_wire.tenants import own_part
 from bi_performance_wire.types import MAX_KEY_BYTES
 from bi_performance_wire.value import ValueFormatError, decode, encode
 
@@ -138,7 +139,7 @@ class Loader:
         try:
             return await world.within(seconds, lambda: self._join(world, work))
         except Late:
-            name = key_text(work.key)
+            name = key_text(own_part(work.key))
             raise LoadTimeout(f"no value of {name!r:.100} within {seconds:g} s") from None
 
     async def _alone(self, world: World, work: Work) -> Any:

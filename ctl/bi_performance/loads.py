@@ -106,10 +106,17 @@ class AsyncLoads:
         Keys that it leaves out are left out here; with `negative_ttl` they are kept as None. Of
         the options those about stale values and early loads are not regarded.
         """
-        check_factory(factory)
         chosen = options_of("get_or_set_many", options, ttl, changes)
+        return await self.many_within(b"", keys, factory, chosen)
+
+    async def many_within(
+        self, prefix: bytes, keys: Iterable[Key], factory: Callable[..., Any], options: Options
+    ) -> dict[Key, Any]:
+        """As `get_or_set_many`, of keys that the store knows by a prefix and factory and caller
+        without it."""
+        check_factory(factory)
         await let_others_run()
-        work = Bulk(self._loader, running_world(), check_keys(keys), factory, chosen)
+        work = Bulk(self._loader, running_world(), check_keys(keys), factory, options, prefix)
         return await work.run()
 
     def cached(
@@ -195,9 +202,16 @@ class SyncLoads:
         **changes: Unpack[Changes],
     ) -> dict[Key, Any]:
         """See PerformanceCache."""
-        check_factory(factory)
         chosen = options_of("get_or_set_many", options, ttl, changes)
-        return run_now(Bulk(self._loader, THREADS, check_keys(keys), factory, chosen).run())
+        return self.many_within(b"", keys, factory, chosen)
+
+    def many_within(
+        self, prefix: bytes, keys: Iterable[Key], factory: Callable[..., Any], options: Options
+    ) -> dict[Key, Any]:
+        """See PerformanceCache."""
+        check_factory(factory)
+        work = Bulk(self._loader, THREADS, check_keys(keys), factory, options, prefix)
+        return run_now(work.run())
 
     def cached(
         self,

@@ -19,6 +19,7 @@ from bi_performance.options import LoadContext, LoadTimeout, Options
 from bi_performance.reader import Outcome
 from bi_performance.worlds import Late, Signal, World, is_async
 from bi_performance_wire.errors import WireError
+from bi_performance_wire.types import MAX_KEY_BYTES
 from bi_performance_wire.value import ValueFormatError, decode
 
 ROUNDS: Final = 20
@@ -39,19 +40,26 @@ class Bulk:
         keys: Iterable[Key],
         factory: Callable[..., Any],
         options: Options,
+        prefix: bytes = b"",
     ) -> None:
+        """`prefix`: what comes before each key in the store."""
         self._loader = loader
+        self._prefix = prefix
         self._world = world
         self._factory = factory
         self._options = options
         self._keys: dict[bytes, Key] = {}
         for key in keys:
-            self._keys.setdefault(key_bytes(key), key)
+            self._keys.setdefault(self._name(key), key)
         self._found: dict[bytes, Any] = {}
         bounded = nested() or world.blocks_a_loop
         self._patience = NESTED_WAIT if bounded else LEASE_WAIT
         self._absent: set[bytes] = set()
         """Keys that the factory did not give a value for."""
+
+    def _name(self, key: Key) -> bytes:
+        """How the store calls a key. Raises TypeError or ValueError for what is none."""
+        return self._prefix + key_bytes(key, most=MAX_KEY_BYTES - len(self._prefix))
 
     async def run(self) -> dict[Key, Any]:
         """The values of the keys, those left out for which there is none."""
@@ -226,7 +234,7 @@ class Bulk:
                     f"a bulk factory returns a mapping of keys and values, not"
                     f" {type(given).__name__}"
                 )
-            values = {key_bytes(key): value for key, value in given.items()}
+            values = {self._name(key): value for key, value in given.items()}
             entries: dict[bytes, bytes | None] = {}
             requests: list[dict[str, Any]] = []
             negative = self._options.negative_ttl

@@ -17,8 +17,7 @@ from bi_performance.checks import (
     seen_key,
 )
 from bi_performance.entries import CacheEntry
-from bi_performance.options import Changes, Options
-from bi_performance.worlds import is_async
+from bi_performance.options import Changes, Options, options_of
 from bi_performance_wire.tenants import pattern_of, prefix_of, tag_of
 from bi_performance_wire.types import MAX_KEY_BYTES
 
@@ -63,20 +62,6 @@ class _Names:
         if "tags" in changes:
             changes["tags"] = self._tags(changes["tags"])
         return options, changes
-
-    def _bulk(self, factory: Callable[..., Any], back: dict[bytes, Key]) -> Callable[..., Any]:
-        """A factory that is asked for the keys as the store has them."""
-
-        def stored(found: Any) -> dict[bytes, Any]:
-            return {self._key(key): value for key, value in dict(found).items()}
-
-        if is_async(factory):
-
-            async def load_async(missing: list[bytes]) -> dict[bytes, Any]:
-                return stored(await factory([back[name] for name in missing]))
-
-            return load_async
-        return lambda missing: stored(factory([back[name] for name in missing]))
 
 
 class Namespace(_Names):
@@ -186,12 +171,9 @@ class Namespace(_Names):
         options: Options | None = None,
         **changes: Unpack[Changes],
     ) -> dict[Key, Any]:
-        names = self._keys(keys)
-        chosen, named = self._options(options, changes)
-        found = await self._cache.get_or_set_many(
-            names, self._bulk(factory, names), ttl, options=chosen, **named
-        )
-        return {names[name]: found[name] for name in names if name in found}
+        own, named = self._options(options, changes)
+        chosen = options_of("get_or_set_many", own, ttl, named)
+        return await self._cache.many_within(self._prefix, keys, factory, chosen)
 
 
 class SyncNamespace(_Names):
@@ -297,12 +279,9 @@ class SyncNamespace(_Names):
         options: Options | None = None,
         **changes: Unpack[Changes],
     ) -> dict[Key, Any]:
-        names = self._keys(keys)
-        chosen, named = self._options(options, changes)
-        found = self._cache.get_or_set_many(
-            names, self._bulk(factory, names), ttl, options=chosen, **named
-        )
-        return {names[name]: found[name] for name in names if name in found}
+        own, named = self._options(options, changes)
+        chosen = options_of("get_or_set_many", own, ttl, named)
+        return self._cache.many_within(self._prefix, keys, factory, chosen)
 
 
 class AsyncNamespaces:

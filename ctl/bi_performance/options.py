@@ -22,6 +22,7 @@ from bi_performance.checks import (
 )
 from bi_performance.reader import Entry
 from bi_performance_wire.near import nearest
+from bi_performance_wire.tenants import own_part
 from bi_performance_wire.types import MAX_TTL
 
 MAX_ETAG_BYTES: Final = 800
@@ -232,8 +233,8 @@ class LoadContext:
 
     @property
     def key(self) -> str | bytes:
-        """The key that is loaded: text, where it is text."""
-        return key_text(self.name)
+        """The key that is loaded, as its namespace has it: text, where it is text."""
+        return key_text(own_part(self.name))
 
     @property
     def has_stale(self) -> bool:

@@ -39,6 +39,12 @@ def tenant_of(key: bytes) -> bytes:
     return key[1:end] if end > 1 else b""
 
 
+def own_part(key: bytes) -> bytes:
+    """A key as its namespace has it; whole where it is in none."""
+    name = tenant_of(key)
+    return key[len(name) + 2 :] if name else key
+
+
 def pattern_of(name: str, pattern: str | None) -> str:
     """The pattern that matches, of the keys of a namespace, those that a pattern would match."""
     prefix = prefix_of(name).decode()

@@ -245,6 +245,33 @@ def test_a_factory_that_looks_for_the_loop_is_told_to_be_async(here: Performance
     assert ask(here, under_asyncio, both) == [3, 3]
 
 
+def test_a_factory_in_a_thread_comes_back_to_its_loop_by_token_or_loop(
+    here: PerformanceOptimizer,
+) -> None:
+    async def under_trio() -> list[int]:
+        token = trio.lowlevel.current_trio_token()
+        load = here.cache.get_or_set
+        with pytest.raises(RuntimeError, match="trio_token"):
+            await load("none", lambda: trio.from_thread.run(three), 60)
+        return [
+            await load("a", lambda: trio.from_thread.run(three, trio_token=token), 60),
+            await load("b", lambda: trio.from_thread.run_sync(lambda: 4, trio_token=token), 60),
+        ]
+
+    assert trio.run(under_trio) == [3, 4]
+
+    async def in_asyncio() -> int:
+        loop = asyncio.get_running_loop()
+
+        def factory() -> int:
+            return asyncio.run_coroutine_threadsafe(three(), loop).result()
+
+        found: int = await here.cache.get_or_set("c", factory, 60)
+        return found
+
+    assert under_asyncio(in_asyncio) == 3
+
+
 def test_a_forked_child_has_threads_of_its_own(here: PerformanceOptimizer, slow: Calls) -> None:
     (first,) = hold_up(here, under_asyncio, slow, "k")
     child = os.fork()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
 import trio
 
+from bi_performance import LoadTimeout
 from bi_performance.optimizer import PerformanceOptimizer
 from bi_performance_ctl.render import metrics
-from support.daemon import DaemonProcess
+from support.callers import attached
+from support.daemon import DaemonProcess, wait_until
 
 CONFIG = """\
 [performance.cache]
@@ -27,8 +30,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
 
 @pytest.fixture
 def optimizer(daemon: DaemonProcess) -> Iterator[PerformanceOptimizer]:
-    made = PerformanceOptimizer(str(daemon.socket))
-    made.sync.cache.clear()
+    made = attached(daemon)
+    wait_until(lambda: made.sync.cache.clear() is not None, what="an empty cache")
     yield made
     made.close()
 
@@ -95,6 +98,45 @@ def test_values_are_loaded_within_a_namespace(optimizer: PerformanceOptimizer) -
         await optimizer.aclose()
 
     trio.run(main)
+
+
+def test_a_bulk_factory_of_a_namespace_is_one_of_the_cache(optimizer: PerformanceOptimizer) -> None:
+    async def many(missing: list[str | bytes]) -> dict[str | bytes, int]:
+        return {each: len(missing) for each in missing}
+
+    async def main() -> None:
+        for where in (optimizer.cache, optimizer.cache.namespace("shop")):
+            factories = (
+                many,
+                lambda missing: many(missing),
+                lambda missing: dict.fromkeys(missing, 2),
+            )
+            for number, factory in enumerate(factories):
+                keys: list[str | bytes] = [f"{number} a", f"{number} b".encode()]
+                assert await where.get_or_set_many(keys, factory, 60) == dict.fromkeys(keys, 2)
+                assert await where.get_many(keys) == dict.fromkeys(keys, 2)
+            with pytest.raises(TypeError, match="returns a mapping of keys and values, not list"):
+                await where.get_or_set_many(["c"], lambda missing: [("c", 1)])
+            with pytest.raises(TypeError, match="keys is a list of keys, not one key"):
+                await where.get_or_set_many("c", many)
+
+    trio.run(main)
+    shop = optimizer.sync.cache.namespace("shop")
+    with pytest.raises(TypeError, match="needs the cache with await"):
+        shop.get_or_set_many(["d"], lambda missing: many(missing))
+    assert shop.get_or_set_many(["0 a", "d"], lambda missing: {missing[0]: 5}) == {"0 a": 2, "d": 5}
+
+
+def test_a_factory_knows_its_key_as_the_namespace_has_it(optimizer: PerformanceOptimizer) -> None:
+    cache = optimizer.sync.cache
+    for where in (cache, cache.namespace("shop")):
+        assert where.get_or_set("https://x/1", lambda ctx: ctx.key, 60) == "https://x/1"
+        assert where.get_or_set(b"\xff", lambda ctx: ctx.key, 60) == b"\xff"
+        assert where.refresh("https://x/1", lambda ctx: [ctx.key], 60) == ["https://x/1"]
+        go = threading.Event()
+        with pytest.raises(LoadTimeout, match="no value of 'late' within"):
+            where.get_or_set("late", go.wait, 60, hard_timeout=0.05)
+        go.set()
 
 
 def test_one_namespace_cannot_push_out_another(optimizer: PerformanceOptimizer) -> None:
