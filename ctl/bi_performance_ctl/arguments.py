@@ -30,7 +30,9 @@ def add_fields(parser: argparse.ArgumentParser, row: Command) -> None:
         described = _description(hints[field.name])
         choices = _choices(hints[field.name])
         if field.name in row.positional:
-            parser.add_argument(field.name, metavar=field.name.upper(), help=described)
+            parser.add_argument(
+                field.name, metavar=field.name.upper(), choices=choices, help=described
+            )
         elif field.default is False:
             parser.add_argument(
                 "--" + field.encode_name.replace("_", "-"), action="store_true", help=described

@@ -6,14 +6,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from bi_performance_wire.streams import visible
+from bi_performance_wire.streams import CONTROLS_IN_JSON, visible
 
 if TYPE_CHECKING:
     from bi_performance_wire.address import Candidate
 
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
-
-_CONTROLS_IN_JSON = {code: f"\\u{code:04x}" for code in range(0x7F, 0xA0)}
 
 MARKS = {"ok": "32", "off": "2", "info": "36", "warning": "33", "degraded": "33"}
 """The colors of states; any other is red."""
@@ -44,7 +42,7 @@ class Console(NamedTuple):
         import json
 
         text = json.dumps(value, indent=2, ensure_ascii=False, default=_json_of)
-        self.say(text.translate(_CONTROLS_IN_JSON))
+        self.say(text.translate(CONTROLS_IN_JSON))
 
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.color else text

@@ -9,11 +9,16 @@ import os
 import sys
 from typing import TextIO
 
+_ORDERING = (0x061C, 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A))
+"""Characters without a sign of their own that change the order in which a terminal, or what shows a
+log, writes others, and the two that end a line in some: a key could seem to be another one."""
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _CONTROLS = {
     code: _NAMED.get(chr(code), f"\\x{code:02x}") for code in (*range(0x20), *range(0x7F, 0xA0))
-}
+} | {code: f"\\u{code:04x}" for code in _ORDERING}
 _CONTROLS_IN_LINES = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
+CONTROLS_IN_JSON = {code: f"\\u{code:04x}" for code in (*range(0x7F, 0xA0), *_ORDERING)}
+"""Those that JSON leaves as they are."""
 _PLAIN_SIGNS = {
     "●": "*",
     "–": "-",
@@ -31,7 +36,8 @@ _PLAIN_SIGNS = {
 
 
 def visible(text: str, *, lines: bool = False) -> str:
-    """Text that commands no terminal: control characters as escapes, but in `lines` \\n and \\t."""
+    """Text that commands no terminal: control characters, also those of the writing's direction, as
+    escapes, but in `lines` \\n and \\t."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text.translate(_CONTROLS_IN_LINES if lines else _CONTROLS)
 

@@ -91,6 +91,9 @@ def test_help_of_a_group_lists_its_commands(word: str) -> None:
         assert f"  {command}" in done.stdout
     assert "examples:\n  bi-performance cache get https://example.com/" in done.stdout
     assert "Every setting" in ctl("config", word).stdout, "a command's own, where it is one too"
+    for words in (("cache", "by", "bogus"), ("cache", "top", "--by", "bogus")):
+        wrong = ctl(*words)
+        assert wrong.returncode == 2 and "invalid choice: 'bogus' (choose from" in wrong.stderr
     wrong = ctl("cache")
     assert wrong.returncode == 2 and "cache needs one of: " in wrong.stderr
 

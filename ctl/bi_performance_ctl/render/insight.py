@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bi_performance_ctl.console import Console
-from bi_performance_ctl.render.prose import fold, heading, pairs
+from bi_performance_ctl.render.cells import shortened, width
+from bi_performance_ctl.render.prose import fold, fold_parts, heading, pairs
 from bi_performance_ctl.render.units import UNKNOWN, count, duration, known, share, size
 from bi_performance_wire.streams import visible
 
@@ -29,7 +30,10 @@ def explained(result: dict[str, Any], console: Console) -> str:
     """Sentences, and a table of what each level has."""
     color = {"hit": "32", "stale": "33"}.get(result["outcome"], "31")
     mark = console.paint(f"● {result['outcome']}", color)
-    lines = [f"{mark}  {console.paint(key_text(result['key']), '1')}", ""]
+    name = key_text(result["key"])
+    if console.columns is not None:
+        name = shortened(name, console.columns - len(f"* {result['outcome']}  "))
+    lines = [f"{mark}  {console.paint(name, '1')}", ""]
     for sentence in (result["why"], *result["more"]):
         lines += fold(visible(sentence), "  ", console)
     for title, rows in (
@@ -157,7 +161,7 @@ _TITLES = {
     "cold": "Never read since they were stored, the oldest first",
 }
 KEY_COLUMNS = 30
-"""Columns that a key has at the least, however narrow the terminal is."""
+"""Columns that a key which needs them has at the least beside its figures."""
 
 
 def top(result: dict[str, Any], console: Console) -> str:
@@ -187,25 +191,60 @@ def top(result: dict[str, Any], console: Console) -> str:
 def table(
     head: list[str], cells: list[list[str]], names: list[str], console: Console, last: str = "key"
 ) -> list[str]:
-    """Figures to the right of their columns, and names behind them, cut to the terminal."""
+    """Figures to the right of their columns, and names behind them. On a terminal that is too
+    narrow for that the titles are in two lines, then the names above their figures, then the
+    figures in as many lines as they need; a name that is longer than its place loses its middle."""
     if not cells:
         return []
-    widths = [max(len(row[at]) for row in [head, *cells]) for at in range(len(head))]
-    used = 2 + sum(widths) + 2 * len(widths)
-    room = max(KEY_COLUMNS, console.columns - used) if console.columns else None
-    lines = [console.paint(_line(head, widths) + last, "2")]
+    columns = console.columns
+    needed = min(KEY_COLUMNS, max(width(each) for each in [last, *names]))
+    for stacked in (False, True):
+        titles = _titles(head, last, stacked)
+        widths = _widths(titles, cells)
+        room = None if columns is None else columns - width(_line(cells[0], widths))
+        if room is None or room >= needed:
+            shown = names if room is None else [shortened(name, room) for name in names]
+            rows = zip(cells, shown, strict=True)
+            return [
+                *_heads(titles, widths, console),
+                *(_line(row, widths) + it for row, it in rows),
+            ]
+    assert columns is not None
+    titles = [title[:-1] for title in titles]
+    fits = width(_line(cells[0], widths).rstrip()) <= columns
+    lines = _heads(titles, widths, console) if fits else []
     for row, name in zip(cells, names, strict=True):
-        lines.append(_line(row, widths) + (name if room is None else _fitted(name, room)))
+        lines.append("  " + console.paint(shortened(name, columns - 2), "1"))
+        if fits:
+            lines.append(_line(row, widths).rstrip())
+        else:
+            parts = [f"{title} {cell}" for title, cell in zip(head, row, strict=True)]
+            lines.append("    " + fold_parts(parts, 4, columns))
     return lines
 
 
+def _titles(head: list[str], last: str, stacked: bool) -> list[list[str]]:
+    """The lines of titles, the name's at the end."""
+    if not stacked:
+        return [[*head, last]]
+    halves = [title.rpartition(" ") for title in head]
+    return [[*(half[0] for half in halves), ""], [*(half[2] for half in halves), last]]
+
+
+def _widths(titles: list[list[str]], cells: list[list[str]]) -> list[int]:
+    return [max(width(row[at]) for row in (*titles, *cells)) for at in range(len(cells[0]))]
+
+
+def _heads(titles: list[list[str]], widths: list[int], console: Console) -> list[str]:
+    lines = (
+        _line(title[: len(widths)], widths) + "".join(title[len(widths) :]) for title in titles
+    )
+    return [console.paint(line.rstrip(), "2") for line in lines]
+
+
 def _line(cells: list[str], widths: list[int]) -> str:
-    figures = "".join(f"{cell:>{width}}  " for cell, width in zip(cells, widths, strict=True))
-    return "  " + figures
-
-
-def _fitted(name: str, room: int) -> str:
-    return name if len(name) <= room else name[: room - 1] + "…"
+    figures = (" " * (each - width(cell)) + cell for cell, each in zip(cells, widths, strict=True))
+    return "  " + "".join(figure + "  " for figure in figures)
 
 
 def _named(each: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from bi_performance_ctl.console import Console
+from bi_performance_ctl.render.cells import broken, width
 from bi_performance_wire.streams import visible
 
 NARROWEST = 30
@@ -18,6 +19,8 @@ def fold(text: str, indent: str, console: Console, *, first: str | None = None) 
     columns = console.columns
     if columns is None or columns - len(indent) < NARROWEST:
         return [begin + text]
+    if not text.isascii():
+        return _folded(text, begin, indent, columns)
     return textwrap.wrap(
         text,
         columns,
@@ -28,12 +31,30 @@ def fold(text: str, indent: str, console: Console, *, first: str | None = None) 
     ) or [begin]
 
 
+def _folded(text: str, begin: str, indent: str, columns: int) -> list[str]:
+    """The same by the columns that characters take. Some languages write no blanks: what is longer
+    than a line is broken where it ends."""
+    room = columns - max(width(begin), width(indent))
+    lines, start = [], begin
+    for word in text.split():
+        whole = start if start in (begin, indent) else start + " "
+        if whole != begin and whole != indent and width(whole + word) > columns:
+            lines.append(start)
+            whole = indent
+        *full, last = broken(word, room)
+        for piece in full:
+            lines.append(whole + piece)
+            whole = indent
+        start = whole + last
+    return [*lines, start]
+
+
 def fold_parts(parts: list[str], indent: int, columns: int | None) -> str:
     """The parts in one line, or in as many as the terminal needs; each part whole."""
     lines = [""]
     for part in parts:
         longer = f"{lines[-1]} · {part}" if lines[-1] else part
-        if lines[-1] and columns is not None and indent + len(longer) > columns:
+        if lines[-1] and columns is not None and indent + width(longer) > columns:
             lines.append(part)
         else:
             lines[-1] = longer
@@ -43,11 +64,11 @@ def fold_parts(parts: list[str], indent: int, columns: int | None) -> str:
 def pairs(rows: Iterable[tuple[str, str]], console: Console, *, indent: str = "  ") -> list[str]:
     """A label and a value a line, the values below each other; folded where they are long."""
     found = [(visible(name), visible(value)) for name, value in rows]
-    width = max((len(name) for name, _ in found), default=0) + 2
+    column = max((width(name) for name, _ in found), default=0) + 2
     lines = []
     for name, value in found:
-        begin = f"{indent}{name:{width}}"
-        lines += fold(value, " " * len(begin), console, first=begin)
+        begin = indent + name + " " * (column - width(name))
+        lines += fold(value, " " * (len(indent) + column), console, first=begin)
     return lines
 
 
