@@ -64,8 +64,11 @@ class Deaf:
     def holds(self, key: bytes) -> int | None:
         return None
 
-    def let_go(self, key: bytes) -> None:
-        pass
+    def payload(self, key: bytes) -> bytes | None:
+        return None
+
+    def let_go(self, key: bytes) -> bool:
+        return True
 
     def health(self, ok: bool, reason: str | None) -> None:
         self.well.set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from bi_performance.optimizer import PerformanceOptimizer
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
-from support.hosts import Host, heard, make_hosts
+from support.hosts import Host, empty, heard, make_hosts
 from support.redis import RedisServer
 
 
@@ -395,3 +397,125 @@ def test_what_is_no_lease_under_the_name_of_one_keeps_nobody_out(
         redis.client.set(name, "junk", ex=86_400 * 365 if kind == "a year" else None)
     assert hosts[0].cache.get_or_set("k", lambda: "loaded", 60, hard_timeout=30) == "loaded"
     wait_until(lambda: hosts[1].cache.get("k") == "loaded", what="the value")
+
+
+# ── what foreign programs do, while the daemon itself is at work on the key
+
+
+@pytest.fixture(scope="module")
+def _patient(redis: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("patient")
+        (host,) = make_hosts(folder, redis, stack, 1, "redis_timeout = 10.0")
+        yield host
+
+
+@pytest.fixture
+def patient(_patient: Host, redis: RedisServer) -> Iterator[Host]:
+    """A host that waits for a held answer and does not take Redis for away."""
+    empty([_patient], redis)
+    _patient.proxy.holding.clear()
+    yield _patient
+    _patient.proxy.let_go()
+    # A clear leaves what is not ours.
+    redis.client.delete("bi:perf:k")
+
+
+def hold(host: Host, data: bytes) -> None:
+    """Keep back the answers of Redis that have these bytes in them; once in a test."""
+    host.proxy.hold = data
+
+
+def test_a_foreign_deletion_is_not_missed_for_a_renewal_at_that_moment(
+    patient: Host, redis: RedisServer
+) -> None:
+    one = patient
+    one.cache.set("k", "v", ttl=60)
+    wait_until(lambda: redis.client.exists("bi:perf:k"), what="the entry in Redis")
+    hold(one, b"$0\r\n\r\n")
+    redis.client.delete("bi:perf:k")
+    assert one.proxy.holding.wait(20), "the look at Redis"
+    with RawClient(one.daemon.socket) as client:
+        assert client.result("cache.touch", key="k", ttl=600.0)["touched"]
+    one.proxy.let_go()
+    wait_until(lambda: one.cache.get("k") is None, what="the news")
+
+
+@pytest.mark.parametrize("what", ["DEL", "SET"])
+def test_a_foreign_change_before_the_answer_to_a_publication_is_not_missed(
+    patient: Host, redis: RedisServer, what: str
+) -> None:
+    one = patient
+
+    def load() -> str:
+        wait_until(lambda: one.redis_figures()["queued"] == 0, what="no other write")
+        hold(one, b"QUEUED")
+        return "v"
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(one.cache.get_or_set, "k", load, 600)
+        assert one.proxy.holding.wait(20), "the publication"
+        if what == "DEL":
+            assert redis.client.delete("bi:perf:k")
+        else:
+            redis.client.set("bi:perf:k", "of a foreign program", xx=True)
+        one.proxy.let_go()
+        assert loading.result() == "v"
+    wait_until(lambda: one.cache.get("k") is None, what="the news")
+
+
+def test_foreign_changes_are_heard_of_when_an_idle_connection_was_closed(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, _ = hosts
+    one.cache.set("k", "v", ttl=60)
+    wait_until(lambda: redis.client.exists("bi:perf:k"), what="the entry in Redis")
+    gaps = one.redis_figures()["tracking"]["gaps"]
+    # The connections whose changes are told to another one: those that write.
+    writing = [each["id"] for each in redis.client.client_list() if "t" in each["flags"]]
+    for each in writing:
+        redis.client.client_kill_filter(_id=each)
+    wait_until(
+        lambda: (
+            one.redis_figures()["tracking"]["gaps"] > gaps
+            and sum("t" in each["flags"] for each in redis.client.client_list()) == len(writing)
+        ),
+        what="connections that are tracked again",
+    )
+    redis.client.delete("bi:perf:k")
+    wait_until(lambda: one.cache.get("k") is None, what="the news")
+
+
+def test_what_lives_shorter_in_redis_lives_on_where_it_was_stored(
+    hosts: tuple[Host, Host], redis: RedisServer
+) -> None:
+    one, other = hosts
+    one.cache.set("set", "v", ttl=600, redis_ttl=0.2)
+    assert one.cache.get_or_set("loaded", lambda: "v", 600, redis_ttl=0.2) == "v"
+    wait_until(lambda: not redis.client.exists("bi:perf:set", "bi:perf:loaded"), what="its end")
+    hears_all(one, redis)
+    assert one.cache.get_many(["set", "loaded"]) == {"set": "v", "loaded": "v"}
+    assert other.cache.get_many(["set", "loaded"]) == {}
+
+
+@pytest.mark.parametrize("how", ["appended to", "overwritten in part", "of another key", "older"])
+def test_a_foreign_change_that_leaves_the_look_of_an_entry_is_one_all_the_same(
+    hosts: tuple[Host, Host], redis: RedisServer, how: str
+) -> None:
+    one, _ = hosts
+    name = "bi:perf:k"
+    one.cache.set_many({"k": "old", "other": "other"}, ttl=60)
+    wait_until(lambda: redis.client.exists(name, "bi:perf:other") == 2, what="both in Redis")
+    before = redis.client.dump(name)
+    one.cache.set("k", "new", ttl=60)
+    wait_until(lambda: redis.client.dump(name) != before, what="the newer one in Redis")
+    if how == "appended to":
+        redis.client.append(name, "x")
+    elif how == "overwritten in part":
+        redis.client.setrange(name, 30, "x")
+    elif how == "of another key":
+        redis.client.copy("bi:perf:other", name, replace=True)
+    else:
+        assert isinstance(before, bytes)
+        redis.client.restore(name, 60_000, before, replace=True)
+    wait_until(lambda: one.cache.get("k") != "new", what="the news")

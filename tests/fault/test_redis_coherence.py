@@ -385,6 +385,7 @@ def test_a_fill_that_raced_an_invalidation_is_made_anew(
                 await two.in_sync()
                 await one.set(b"k", b"the old value")
                 await two.in_sync()
+                two.invalidated.clear()
                 got: list[bytes | None] = []
 
                 async def get() -> None:

@@ -105,3 +105,7 @@ def empty(hosts: Sequence[Host], redis: RedisServer) -> None:
         return not any(host.cache.keys() for host in hosts) and not redis.client.keys("bi:perf:*")
 
     wait_until(gone, what="an empty cache")
+    wait_until(
+        lambda: not any(host.redis_figures()["queued"] for host in hosts),
+        what="no write on its way",
+    )

@@ -66,9 +66,13 @@ class Host:
         found = self.local.get(key)
         return None if found is None else id(found)
 
-    def let_go(self, key: bytes) -> None:
-        self.invalidated.append(key)
-        self.local.pop(key, None)
+    def payload(self, key: bytes) -> bytes | None:
+        found = self.local.get(key)
+        return None if found is None else found.payload
+
+    def let_go(self, key: bytes) -> bool:
+        self.invalidate(key)
+        return True
 
     def apply(self, predicate: Predicate) -> None:
         self.applied.append(predicate)
@@ -97,6 +101,7 @@ class Host:
             if found is None:
                 return None
             self.local[key] = found
+            self.remote.installed(key, found)
         return found.payload
 
     async def set(self, key: bytes, payload: bytes, **more: Any) -> None:

@@ -164,6 +164,7 @@ class Cache:
             self.leasing.stored(key, payload)
         else:
             self._local.put(key, payload, terms, second.flags(terms))
+            second.stored(key, terms, self._local.seconds(terms))
 
     def note_refused(self, key: bytes, size: int) -> None:
         """Remember that a value of so many bytes was Refused."""

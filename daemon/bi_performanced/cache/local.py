@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from typing import NamedTuple
 
 from bi_performance_wire import layout as L
 from bi_performance_wire.errors import INTERNAL, UNAVAILABLE, WireError
@@ -20,12 +21,28 @@ from bi_performanced.cache.terms import Terms, check_key, check_ttl
 LISTING_BYTES = 4 << 20
 
 
+class _Clear(NamedTuple):
+    """A clear of a pattern or of tags whose entries are being found."""
+
+    matches: Callable[[bytes], bool]
+    tags: frozenset[bytes]
+    newest: int
+    """The sequence of the last entry that it concerns."""
+    stale: bool
+
+    def concerns(self, key: bytes, extra: bytes) -> bool:
+        if not self.matches(key):
+            return False
+        return not self.tags or bool(extra and self.tags & set(unpack_extra(extra).tags))
+
+
 class Local:
     """What is stored on this host. Synchronous calls take a few microseconds of the loop."""
 
     def __init__(self, home: Home, leasing: Leasing) -> None:
         self._home = home
         self._leasing = leasing
+        self._clears: list[_Clear] = []
         self.default_ttl_sets = 0
         """Entries that were stored without a ttl of their own."""
 
@@ -125,6 +142,9 @@ class Local:
         """
         check_key(key)
         self._leasing.leases.void(key)
+        held = self._home.store.get(key, boot_clock())
+        if held is not None and self._is_being_cleared(key, held):
+            return True
         return self._home.store.expire(key, boot_clock())
 
     def touch(self, key: bytes, ttl: float | None) -> Held | None:
@@ -137,7 +157,7 @@ class Local:
         self.check_writable()
         now = boot_clock()
         held = self._home.store.get(key, now)
-        if held is None:
+        if held is None or self._is_being_cleared(key, held):
             return None
         if ttl is None:
             seconds = (unpack_extra(held.extra).sliding if held.extra else 0) / 10
@@ -154,6 +174,21 @@ class Local:
             created=held.created,
         )
         return self._home.store.get(key, now)
+
+    def _is_being_cleared(self, key: bytes, held: Held) -> bool:
+        """Whether a sweep is on its way to an entry; then it is at its end already.
+
+        Stored anew it would seem to have come after the clear.
+        """
+        for clear in self._clears:
+            if held.sequence <= clear.newest and clear.concerns(key, held.extra):
+                now = boot_clock()
+                if clear.stale:
+                    self._home.store.expire(key, now)
+                else:
+                    self._home.store.delete(key, now)
+                return True
+        return False
 
     def seconds(self, terms: Terms) -> float:
         """How long an entry with these terms lives. Raises WireError."""
@@ -245,6 +280,20 @@ class Local:
         newest = store.sequence
         if tags and pattern is None and not stale and not dry_run:
             store.clear_tags(tags)
+        clear = _Clear(matches, wanted, newest, stale)
+        if dry_run:
+            return await self._sweep(clear, dry_run=True)
+        self._clears.append(clear)
+        try:
+            cleared = await self._sweep(clear, number)
+        finally:
+            self._clears.remove(clear)
+        if not stale:
+            self._home.store.counters.deletes += cleared
+        return cleared
+
+    async def _sweep(self, clear: _Clear, number: int = 0, *, dry_run: bool = False) -> int:
+        """Carry out a clear, or only count; how many entries were readable."""
         cleared = 0
 
         def begin_again() -> None:
@@ -254,19 +303,15 @@ class Local:
 
         async with aclosing(every_entry(lambda: self._home.store, begin_again)) as entries:
             async for store, entry, now in entries:
-                if entry.sequence > newest or not matches(entry.key):
-                    continue
-                if wanted and not (entry.extra and wanted & set(unpack_extra(entry.extra).tags)):
+                if entry.sequence > clear.newest or not clear.concerns(entry.key, entry.extra):
                     continue
                 readable = (entry.fresh_until or entry.expires) > now
                 if dry_run:
                     cleared += readable
-                elif stale:
+                elif clear.stale:
                     cleared += readable and store.expire(entry.key, now)
                 elif store.drop_found(entry, now, number):
                     cleared += readable
-        if not dry_run and not stale:
-            self._home.store.counters.deletes += cleared
         return cleared
 
     def void_one(self, key: bytes) -> None:

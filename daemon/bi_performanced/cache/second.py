@@ -42,8 +42,11 @@ from bi_performanced.remote.predicate import Predicate
 MOST_RENEWALS: Final = 10_000
 """Renewals that wait to be sent; those beyond leave Redis's entry to its time. As many keys of
 entries of this host alone; those beyond are deleted in Redis without a look."""
+MOST_SHORTER: Final = 20_000
 _MS: Final = 1_000_000
 """Nanoseconds."""
+_EARLY: Final = 1_000_000_000
+"""Nanoseconds that the end of an entry's time in Redis may come before it is expected."""
 
 
 def partition_ns(text: str) -> int:
@@ -78,6 +81,8 @@ class SecondLevel:
         self._alone: dict[bytes, None] = {}
         """Keys of entries of this host alone, of which Redis may have an older one."""
         self._changed = trio.Event()
+        self._shorter: dict[bytes, tuple[int, int]] = {}
+        """Entries of this host that Redis keeps shorter: their sequence, and when it ends there."""
         self._sweeps: list[Predicate | int | None] = []
         """Clears whose entries here are still to be found; a number: all shared ones of that shard
         of Redis, None: all shared ones."""
@@ -98,6 +103,7 @@ class SecondLevel:
         """An entry was stored here."""
         if not terms.local:
             self._put(key, _new(payload, terms, seconds))
+            self.stored(key, terms, seconds)
 
     def supersede(self, key: bytes) -> None:
         """An entry of this host alone is about to be stored: what Redis has of the key is older,
@@ -233,6 +239,7 @@ class SecondLevel:
                 extra=envelope.extra,
                 flags=L.FLAG_SHARED,
             )
+            self.remote.installed(key, envelope)
         return envelope.payload if envelope.fresh else None
 
     # ── what changed there (the remote level calls these, on the loop)
@@ -253,9 +260,32 @@ class SecondLevel:
         """The sequence of the entry here that Redis has too, or had."""
         return self._home.store.shared(key) if 0 < len(key) <= MAX_KEY_BYTES else None
 
-    def let_go(self, key: bytes) -> None:
-        """The entry here may be old. What is being loaded is not."""
+    def payload(self, key: bytes) -> bytes | None:
+        """The client's part of that entry."""
+        return self._home.store.payload(key)
+
+    def let_go(self, key: bytes) -> bool:
+        """Redis has no entry of the key any more; whether the one here went. What is being loaded
+        stays."""
+        sequence, ends = self._shorter.get(key, (None, 0))
+        if sequence is not None and sequence == self.holds(key) and boot_clock() >= ends - _EARLY:
+            # It was to live longer here than there.
+            return False
         self._home.store.delete(key, boot_clock())
+        return True
+
+    def stored(self, key: bytes, terms: Terms, seconds: float) -> None:
+        """An entry was stored here that Redis has too, or will."""
+        if terms.redis_ttl is None or terms.local or terms.redis_ttl >= seconds:
+            self._shorter.pop(key, None)
+            return
+        sequence = self.holds(key)
+        if sequence is not None:
+            ends = boot_clock() + int((terms.redis_ttl + terms.grace) * 1e9)
+            self._shorter[key] = sequence, ends
+            if len(self._shorter) > MOST_SHORTER:
+                # The one of longest ago lives as long as in Redis, then.
+                del self._shorter[next(iter(self._shorter))]
 
     def apply(self, predicate: Predicate) -> None:
         """Another host has cleared entries. Those here are found in slices; until then this host

@@ -71,6 +71,19 @@ class Store(Evicting):
         word: int = L.BODY.unpack_from(self._data, at)[0]
         return word >> 16 if word & L.FLAG_SHARED else None
 
+    def payload(self, key: bytes) -> bytes | None:
+        """A key's payload, readable or not. Counts as no use."""
+        slot = self.find(key, self.digest(key))
+        if slot == NONE:
+            return None
+        at = self.address(self.index.cells[slot])
+        size = L.HEADER.unpack_from(self._data, at)[1] & L.SIZE
+        body = self._data[at + L.HEADER_BYTES : at + size]
+        end = L.KEY_IN_BODY + len(key)
+        if L.BODY.unpack_from(body)[0] & L.FLAG_EXTRA:
+            end += extra_size(body, end)
+        return body[end:]
+
     # ── changes
 
     def put(

@@ -103,7 +103,7 @@ class Remote:
             self._shard(at, Names(prefix, tag), origin, codec) for at, tag in enumerate(tags)
         ]
         self._leases = [RemoteLeases(shard, codec) for shard in self.shards]
-        self._tracking = [Tracking(shard) for shard in self.shards]
+        self._tracking = [Tracking(shard, codec) for shard in self.shards]
         self._sweepers = [Sweeper(shard) for shard in self.shards]
         identity = self.address.identity if self.address else ""
         self._readers = [
@@ -186,6 +186,11 @@ class Remote:
         if away and not found:
             raise away[0]
         return [found.get(key) for key in keys]
+
+    def installed(self, key: bytes, envelope: Envelope) -> None:
+        """What was fetched of a key has become the entry here."""
+        shard = self.shards[self.shard_of(key)]
+        shard.ahead.note(key, envelope.version, shard.read_to)
 
     def put(self, key: bytes, envelope: Envelope) -> bool:
         """Queue a value for Redis.

@@ -173,11 +173,6 @@ class Codec:
         return hmac.digest(self._secret, prefix + fixed + body, "sha256")
 
 
-def is_ours(head: object) -> bool:
-    """Whether these first HEAD bytes are those of an entry, of whatever format."""
-    return isinstance(head, bytes) and len(head) == HEAD and head[:2] == MAGIC
-
-
 def _tags(data: bytes) -> tuple[bytes, ...]:
     found = []
     at = 0

@@ -66,12 +66,14 @@ class Fetch:
         found = self._found[key]
         if found.here or found.envelope is None:
             return False
+        if self._reading.shard.ahead.has_newer(key, found.envelope.version):
+            # Another fetch has brought a later one already.
+            return True
         return self._flight.raced(key, found.seen, found.mark)
 
     def result(self) -> dict[bytes, Envelope | None]:
         """What the keys hold; None also for those that were changed since they were read."""
-        shard = self._reading.shard
-        figures = shard.figures
+        figures = self._reading.shard.figures
         given: dict[bytes, Envelope | None] = {}
         for key, found in self._found.items():
             envelope = None if self._raced(key) else found.envelope
@@ -85,7 +87,6 @@ class Fetch:
                 figures.misses += 1
             else:
                 figures.hits += 1
-                shard.ahead.note(key, envelope.version, shard.read_to)
         return given
 
 

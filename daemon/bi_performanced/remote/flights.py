@@ -96,9 +96,9 @@ class Flights:
 
 
 class Ahead:
-    """What was handed over before the log was read up to its version.
+    """Entries here that are newer than what was read of the log when they were installed.
 
-    The news of that version must not throw it away again.
+    The news of that version must not throw them away again.
     """
 
     def __init__(self) -> None:
@@ -108,12 +108,17 @@ class Ahead:
         return len(self._versions)
 
     def note(self, key: bytes, version: Version, read_to: Version) -> None:
-        """An entry of this version is handed over, while the log is read up to `read_to`."""
+        """An entry of this version is here now, while the log is read up to `read_to`."""
+        self._versions.pop(key, None)
         if version > read_to and len(self._versions) < MOST_AHEAD:
             self._versions[key] = version
 
+    def has_newer(self, key: bytes, version: Version) -> bool:
+        """Whether a later version of a key than this has been here."""
+        return self._versions.get(key, NEVER) > version
+
     def had(self, key: bytes, id_: Version) -> bool:
-        """Whether the entry that was handed over has the change of which the log tells now."""
+        """Whether the entry that was installed has the change of which the log tells now."""
         version = self._versions.get(key, NEVER)
         if version <= id_:
             self._versions.pop(key, None)

@@ -111,6 +111,14 @@ class RemoteLeases:
         None: the lease had ended, or what it stood for was deleted or cleared meanwhile; nothing
         is stored then. Cancelled, it is stored or not.
         """
+        # Only one has the lease of a key. What happens to it from here on may come behind this.
+        self._shard.publishing.add(lease.key)
+        try:
+            return await self._publish(lease, envelope)
+        finally:
+            self._shard.publishing.discard(lease.key)
+
+    async def _publish(self, lease: RemoteLease, envelope: Envelope) -> Version | None:
         shard = self._shard
         data = self._codec.pack(lease.key, envelope)
         shard.flights.touched(lease.key)

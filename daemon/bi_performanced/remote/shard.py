@@ -74,6 +74,8 @@ class Shard:
         self.read_to = NEVER
         """The last entry of the log that was carried out here."""
         self.ahead = Ahead()
+        self.publishing: set[bytes] = set()
+        """Keys whose values Redis is being told of, beside the queue."""
         self.reading = Reading(self, codec)
         self._read_on = trio.Event()
         self._codec = codec

@@ -21,8 +21,12 @@ class Sink(Protocol):
     def holds(self, key: bytes) -> int | None:
         """The number of the entry here that Redis has too, or None; a later one is greater."""
 
-    def let_go(self, key: bytes) -> None:
-        """The entry here may be old. What is being loaded is not."""
+    def payload(self, key: bytes) -> bytes | None:
+        """The client's part of that entry."""
+
+    def let_go(self, key: bytes) -> bool:
+        """Redis has no entry of the key any more. What is being loaded is not older for that.
+        Whether the one that was here went."""
 
     def apply(self, predicate: Predicate) -> None:
         """Another host has cleared something."""

@@ -5,10 +5,7 @@ no log; Redis itself tells of its writes, as long as both connections are there:
 and the writing one on whose behalf (REDIRECT) it does, so that most of our own writes are kept back
 (NOLOOP). What is missed meanwhile lives until its time is up, and is counted as a gap.
 
-Redis tells only that something happened to a key: another daemon has stored it, which the log
-tells too, or has prolonged it, or its time was up. So a key is suspected first, and looked at in
-Redis: an entry of a daemon's making is no foreign write, and the log says all that is to be known
-of it.
+It tells only that something happened to a key: see suspects.py.
 """
 
 from __future__ import annotations
@@ -21,8 +18,9 @@ import trio
 
 from bi_performanced.remote.breaker import RemoteAway
 from bi_performanced.remote.connection import Command, Connection, close, exchange
-from bi_performanced.remote.envelope import HEAD, is_ours
+from bi_performanced.remote.envelope import Codec
 from bi_performanced.remote.shard import Shard
+from bi_performanced.remote.suspects import Suspects
 
 log = structlog.get_logger("performance")
 
@@ -31,10 +29,6 @@ LISTEN: Final = 1.0
 SLICE: Final = 500
 AGAIN: Final = 0.5
 """Seconds before a new connection is tried."""
-GATHER: Final = 0.005
-"""Seconds in which suspected keys come together before they are looked at."""
-LOOKED_AT: Final = 256
-"""Keys in one round trip."""
 
 
 class NotTracked(Exception):
@@ -44,15 +38,15 @@ class NotTracked(Exception):
 class Tracking:
     """The hearing connection of one shard. `run` must be running."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, codec: Codec) -> None:
         self._shard = shard
         self._client: int | None = None
         self._connection: Connection | None = None
         self.refused: str | None = None
         """Why this Redis does not tell of foreign writes."""
         self.gaps = 0
-        self._suspects: dict[bytes, None] = {}
-        self._suspected = trio.Event()
+        self._suspects = Suspects(shard, codec)
+        self._asked_at = -LISTEN
         shard.on_connect.append(self._register)
         shard.on_away.append(lambda: close(self._connection))
 
@@ -63,7 +57,7 @@ class Tracking:
     async def run(self) -> None:
         """Listen until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look_at_suspects)
+            nursery.start_soon(self._suspects.run)
             nursery.start_soon(self._run)
 
     async def _run(self) -> None:
@@ -103,6 +97,11 @@ class Tracking:
                 partial(_hear, connection), limiter=shard.limiter, abandon_on_cancel=True
             )
             await self._take(news)
+            if trio.current_time() - self._asked_at >= LISTEN:
+                # The state is the writing connection's: one that nobody used may be closed, by
+                # Redis or what lies between, and a new one must be told of.
+                await shard.writes.call([("PING",)])
+                self._asked_at = trio.current_time()
 
     def _open(self) -> tuple[Connection, int]:
         connection = self._shard.connect(self._shard.timeout)
@@ -123,6 +122,7 @@ class Tracking:
         """In a thread: have a new writing connection tell ours."""
         client = self._client
         if client is not None:
+            self.gaps += 1
             exchange(connection, [self._wanted(client)])
 
     async def _take(self, news: list[Any]) -> None:
@@ -142,60 +142,10 @@ class Tracking:
                 key = shard.names.key(name)
                 if key is None:
                     continue
-                shard.flights.touched(key)
-                if shard.sink.holds(key) is not None:
-                    self._suspect(key)
+                self._suspects.add(key)
                 done += 1
                 if done % SLICE == 0:
                     await trio.lowlevel.checkpoint()
-
-    # ── who did it
-
-    def _suspect(self, key: bytes) -> None:
-        self._suspects[key] = None
-        self._suspected.set()
-
-    async def _look_at_suspects(self) -> None:
-        while True:
-            await self._suspected.wait()
-            await trio.sleep(GATHER)
-            suspects, self._suspects = list(self._suspects), {}
-            self._suspected = trio.Event()
-            for at in range(0, len(suspects), LOOKED_AT):
-                await self._look(suspects[at : at + LOOKED_AT])
-
-    async def _look(self, keys: list[bytes]) -> None:
-        """Let go of the entries here whose key a foreign program has changed or deleted."""
-        shard = self._shard
-        held: dict[bytes, int] = {}
-        for key in keys:
-            place = shard.sink.holds(key)
-            if place is None:
-                continue
-            if not shard.reading.waiting(key)[0]:
-                held[key] = place
-            elif not shard.breaker.open:
-                # It may have been written before that happened, and the answer be on its way.
-                self._suspect(key)
-        if not held:
-            return
-        try:
-            heads = await shard.reads.call(
-                [("GETRANGE", shard.names.value(key), 0, HEAD - 1) for key in held]
-            )
-        except RemoteAway:
-            # Nobody can say: they are let go of.
-            heads = [b""] * len(held)
-        for (key, place), head in zip(held.items(), heads, strict=True):
-            if head == b"":
-                # Deleted, or at the end of its time: no reason to think that what is being loaded
-                # is old, nor that what was stored here since is.
-                if shard.sink.holds(key) == place:
-                    shard.sink.let_go(key)
-                    shard.figures.foreign += 1
-            elif not is_ours(head):
-                shard.sink.invalidate(key)
-                shard.figures.foreign += 1
 
 
 def _hear(connection: Connection) -> list[Any]:
