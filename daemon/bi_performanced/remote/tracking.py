@@ -10,6 +10,7 @@ It tells only that something happened to a key: see suspects.py.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -46,7 +47,6 @@ class Tracking:
         """Why this Redis does not tell of foreign writes."""
         self.gaps = 0
         self._suspects = Suspects(shard, codec)
-        self._asked_at = -LISTEN
         shard.on_connect.append(self._register)
         shard.on_away.append(lambda: close(self._connection))
 
@@ -59,6 +59,16 @@ class Tracking:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._suspects.run)
             nursery.start_soon(self._run)
+            nursery.start_soon(self._use)
+
+    async def _use(self) -> None:
+        """Use the writing connection, whose state tracking is: one that nobody uses is closed some
+        time, by Redis or by what lies between, and a new one must be told of."""
+        while True:
+            await trio.sleep(LISTEN)
+            if self.active:
+                with suppress(RemoteAway):
+                    await self._shard.writes.call([("PING",)])
 
     async def _run(self) -> None:
         while True:
@@ -97,11 +107,6 @@ class Tracking:
                 partial(_hear, connection), limiter=shard.limiter, abandon_on_cancel=True
             )
             await self._take(news)
-            if trio.current_time() - self._asked_at >= LISTEN:
-                # The state is the writing connection's: one that nobody used may be closed, by
-                # Redis or what lies between, and a new one must be told of.
-                await shard.writes.call([("PING",)])
-                self._asked_at = trio.current_time()
 
     def _open(self) -> tuple[Connection, int]:
         connection = self._shard.connect(self._shard.timeout)
