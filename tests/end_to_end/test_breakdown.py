@@ -16,6 +16,7 @@ import pytest
 from bi_performance.optimizer import PerformanceOptimizer
 from bi_performance_wire.commands import BY_NAME
 from support.daemon import DaemonProcess, wait_until
+from support.patient import be_patient, hit
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,11 @@ def optimizer(daemon: DaemonProcess) -> Iterator[PerformanceOptimizer]:
     made.close()
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_patient(monkeypatch)
+
+
 def by_prefix(optimizer: PerformanceOptimizer, limit: int = 20) -> dict[str, Any]:
     found = optimizer.sync.cache.breakdown("prefix", limit)
     assert found is not None and found["by"] == "prefix"
@@ -43,7 +49,7 @@ def test_entries_and_bytes_of_each_prefix_are_exact(optimizer: PerformanceOptimi
     cache.set_many({f"https://shop.example/{n}": "x" * 100 for n in range(30)})
     cache.set_many({f"user:{n}": 1 for n in range(20)})
     cache.set("greeting", "hello")
-    cache.get("user:1")
+    hit(cache, "user:1")
     found = by_prefix(optimizer)
     shop, user = found["https://shop.example/"], found["user:"]
     assert (shop["entries"], user["entries"], found[""]["entries"]) == (30, 20, 1)
@@ -137,14 +143,25 @@ def test_each_process_is_told_with_what_it_counted_and_those_that_left_together(
     other = PerformanceOptimizer(str(daemon.socket))
     cache = optimizer.sync.cache
     cache.set("key", 1)
-    assert cache.get("key") == 1
+    assert hit(cache, "key") == 1
     before = cache.breakdown("process")
+
+    def told() -> dict[str, Any]:
+        found = cache.breakdown("process", 1)
+        assert found is not None and len(found["processes"]) == 1
+        return found
+
     for _ in range(70):
-        other.sync.cache.get("key")
-    for _ in range(30):
+        hit(other.sync.cache, "key")
+
+    def missed_30_times() -> bool:
+        # While the daemon has no turn a read counts nothing.
         other.sync.cache.get("no key")
-    found = cache.breakdown("process", 1)
-    assert before is not None and found is not None
+        return bool(told()["processes"][0]["misses"] == 30)
+
+    wait_until(missed_30_times, what="30 misses")
+    found = told()
+    assert before is not None
     (most,) = found["processes"]
     assert (most["hits"], most["misses"], most["hit_rate"]) == (70, 30, 0.7)
     assert most["pid"] == os.getpid() and most["pid_is_known"] and most["plausible"]

@@ -17,7 +17,7 @@ import pytest
 
 from bi_performance_wire.commands import COMMANDS
 from support.clients import RawClient
-from support.daemon import DaemonProcess, wait_until
+from support.daemon import PLAIN, DaemonProcess
 from support.terminal import on_a_terminal
 
 PROGRAM = [sys.executable, "-m", "bi_performance_ctl.main"]
@@ -330,14 +330,41 @@ def test_help_names_every_command(say: Seen) -> None:
     assert "exit status" in text and "examples" in text
 
 
+def user_of_its_own() -> tuple[int, tuple[str, ...]]:
+    """A number that the user has in a namespace of its own, and what begins a command there.
+
+    A directory goes by it that nobody else has: neither another run of the tests nor a daemon.
+    Where there are no such namespaces it is the user that runs the tests.
+    """
+    uid = 3_000_000 + os.getpid()
+    words = ("unshare", "--user", f"--map-user={uid}")
+    if shutil.which("unshare"):
+        trial = subprocess.run([*words, "id", "-u"], capture_output=True, text=True)
+        if trial.stdout.strip() == str(uid):
+            return uid, words
+    return os.getuid(), ("env",)
+
+
 def test_the_socket_is_found_where_the_contract_says(tmp_path: Path) -> None:
     """Without an option or a variable: the runtime directory of the user, checked for its owner."""
-    runtime = Path(f"/tmp/bi-performance-{os.getuid()}")
+    uid, as_that_user = user_of_its_own()
+    runtime = Path(f"/tmp/bi-performance-{uid}")
     assert not (runtime / "control.sock").exists(), "stop your own daemon for this test"
     env = {"RUNTIME_DIRECTORY": "", "XDG_RUNTIME_DIR": ""}
-    with DaemonProcess(tmp_path, env=env) as daemon:
-        wait_until((runtime / "control.sock").exists, what="the socket")
-        assert "ok" in ctl("status").stdout
-        daemon.stop()
-    assert not (runtime / "control.sock").exists()
-    shutil.rmtree(runtime)
+    command, *words = as_that_user
+    program = (*words, sys.executable, *PLAIN)
+    try:
+        with DaemonProcess(tmp_path, env=env, python=command, program=program) as daemon:
+            assert (runtime / "control.sock").exists()
+            done = subprocess.run(
+                [*as_that_user, *PROGRAM, "status"],
+                env={k: v for k, v in os.environ.items() if k != "XDG_RUNTIME_DIR"},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+            assert done.returncode == 0 and "ok" in done.stdout, (done.stdout, done.stderr)
+            daemon.stop()
+        assert not (runtime / "control.sock").exists()
+    finally:
+        shutil.rmtree(runtime, ignore_errors=True)

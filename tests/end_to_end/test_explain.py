@@ -21,6 +21,7 @@ from bi_performance_wire.commands import BY_NAME
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
 from support.hosts import Host, make_hosts
+from support.patient import be_patient
 from support.redis import RedisServer
 
 CONFIG = """
@@ -45,6 +46,11 @@ def optimizer(daemon: DaemonProcess) -> Iterator[PerformanceOptimizer]:
     made = PerformanceOptimizer(str(daemon.socket))
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_patient(monkeypatch)
 
 
 class Told:

