@@ -179,31 +179,44 @@ WRITES = st.lists(
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["write", "fetch", "read"]), st.sampled_from([b"a", b"b"])),
-        max_size=60,
+        st.tuples(
+            st.sampled_from(["write", "ask", "install", "read"]), st.sampled_from([b"a", b"b"])
+        ),
+        max_size=80,
     )
 )
 def test_news_throw_away_what_is_older_and_nothing_else(steps: list[tuple[str, bytes]]) -> None:
+    """As the cache does it: an answer is installed unless news of its key came since it was asked
+    for, or another entry."""
     ahead = Ahead()
     log: list[bytes] = []
     newest: dict[bytes, Version] = {}
-    here: dict[bytes, Version] = {}
+    here: dict[bytes, tuple[Version, int]] = {}
+    asked: list[tuple[bytes, Version, Version, int]] = []
+    told: dict[bytes, Version] = {}
     read = 0
-    for step, key in [*steps, *[("read", b"")] * 60]:
+    end = [("install", b"")] * len(steps) + [("read", b"")] * len(steps)
+    for clock, (step, key) in enumerate([*steps, *end]):
         if step == "write":
             log.append(key)
             newest[key] = Version(len(log), 0)
-        elif step == "fetch":
-            if key not in here and key in newest:
-                here[key] = newest[key]
-                ahead.note(key, newest[key], Version(read, 0))
-        elif read < len(log):
-            changed, read = log[read], read + 1
-            older = changed in here and here[changed] < Version(read, 0)
-            if not ahead.had(changed, Version(read, 0)):
-                assert here.pop(changed, Version(0, 0)) < Version(read, 0)
-            assert not older or changed not in here
+        elif step == "ask" and key in newest:
+            asked.append((key, newest[key], Version(len(log), 0), clock))
+        elif step == "install" and asked:
+            key, version, seen, began = asked.pop(0)
+            raced = told.get(key, NEVER) > seen or ahead.has_newer(key, version)
+            if not raced and (key not in here or here[key][1] < began):
+                here[key] = version, clock
+                ahead.note(key, version, Version(read, 0))
+        elif step == "read" and read < len(log):
+            key, read = log[read], read + 1
+            told[key] = Version(read, 0)
+            if not ahead.had(key, told[key]):
+                here.pop(key, None)
+        for key, (version, _) in here.items():
+            assert version >= told.get(key, NEVER), "nothing that is known to be old"
     assert read == len(log) and len(ahead) == 0
+    assert all(version == newest[key] for key, (version, _) in here.items())
 
 
 def test_no_more_is_known_of_what_is_ahead_than_has_room() -> None:
