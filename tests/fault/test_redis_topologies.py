@@ -238,16 +238,26 @@ def test_a_key_that_changes_while_another_shard_answers_is_not_installed(tmp_pat
             slow = two.remote.shards[two.remote.shard_of(keys[0])]
             others = [key for key in keys if two.remote.shard_of(key) != slow.index]
             changed = others[0]
-            call = slow.reads.call
+            quick = two.remote.shards[two.remote.shard_of(changed)]
+            call, call_quick = slow.reads.call, quick.reads.call
+            answered = trio.Event()
+
+            async def first(commands: Sequence[Command]) -> list[Any]:
+                found = await call_quick(commands)
+                answered.set()
+                return found
 
             async def late(commands: Sequence[Command]) -> list[Any]:
                 found = await call(commands)
+                # Not before: what is changed earlier is rightly found as it is then.
+                await answered.wait()
                 two.invalidated.clear()
                 await one.set(changed, b"new")
                 await until(lambda: changed in two.invalidated, "the invalidation")
                 return found
 
             slow.reads.call = late  # type: ignore[method-assign]
+            quick.reads.call = first  # type: ignore[method-assign]
             found = dict(zip(keys, await two.remote.fetch_many(keys), strict=True))
             assert found[changed] is None
             assert sum(each is not None for each in found.values()) > 10
