@@ -259,7 +259,9 @@ def test_a_key_that_changes_while_another_shard_answers_is_not_installed(tmp_pat
             slow.reads.call = late  # type: ignore[method-assign]
             quick.reads.call = first  # type: ignore[method-assign]
             found = dict(zip(keys, await two.remote.fetch_many(keys), strict=True))
-            assert found[changed] is None
+            # Asked for once more, when that shard had not answered either.
+            there = found[changed]
+            assert there is None or there.payload == b"new"
             assert sum(each is not None for each in found.values()) > 10
             again = await two.remote.fetch(changed)
             assert again is not None and again.payload == b"new"
