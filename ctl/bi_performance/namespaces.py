@@ -65,11 +65,7 @@ class _Names:
 
 
 class Namespace(_Names):
-    """As PerformanceCache, within a namespace: what it stores, sees and clears is its own.
-
-    Tags that a factory says of its value by its context are not of the namespace; those of
-    `tags=` and Options are.
-    """
+    """As PerformanceCache, within a namespace: what it stores, sees and clears is its own."""
 
     def __init__(self, cache: PerformanceCache, name: str) -> None:
         super().__init__(name)

@@ -22,7 +22,7 @@ from bi_performance.checks import (
 )
 from bi_performance.reader import Entry
 from bi_performance_wire.near import nearest
-from bi_performance_wire.tenants import own_part
+from bi_performance_wire.tenants import own_part, tag_of, tenant_of
 from bi_performance_wire.types import MAX_TTL
 
 MAX_ETAG_BYTES: Final = 800
@@ -204,13 +204,18 @@ class LoadContext:
 
     @property
     def tags(self) -> Iterable[str]:
-        """Names under which it can be cleared. Raises as `ttl`."""
+        """Names under which it can be cleared, as its namespace has them. Raises as `ttl`."""
         found: tuple[str, ...] = self._said.get("tags", self._options.tags)
-        return found
+        name = tenant_of(self.name).decode()
+        return tuple(tag.removeprefix(tag_of(name, "")) for tag in found) if name else found
 
     @tags.setter
     def tags(self, tags: Iterable[str]) -> None:
-        self._said["tags"] = tuple(check_tags(tags))
+        found = check_tags(tags)
+        name = tenant_of(self.name).decode()
+        self._said["tags"] = tuple(
+            check_tags(tag_of(name, tag) for tag in found) if name else found
+        )
 
     @property
     def etag(self) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from bi_performance import LoadTimeout
+from bi_performance import LoadContext, LoadTimeout
 from bi_performance.optimizer import PerformanceOptimizer
 from bi_performance_ctl.render import metrics
 from support.callers import attached
@@ -179,3 +179,28 @@ def test_what_names_no_namespace_is_said(optimizer: PerformanceOptimizer) -> Non
         cache.namespace(5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a key has 1 to 8186 bytes"):
         cache.namespace("shop").get("k" * 8_190)
+
+
+def test_tags_that_a_factory_says_are_of_its_namespace(optimizer: PerformanceOptimizer) -> None:
+    cache = optimizer.sync.cache
+    shop = cache.namespace("shop")
+    seen: list[list[str]] = []
+
+    def load(context: LoadContext) -> str:
+        seen.append(list(context.tags))
+        context.tags = [*context.tags, "said"]
+        seen.append(list(context.tags))
+        return "v"
+
+    assert shop.get_or_set("k", load, 60, tags=["given"]) == "v"
+    assert seen == [["given"], ["given", "said"]]
+    for where, tag, left in (
+        (cache, "said", "v"),
+        (cache.namespace("news"), "said", "v"),
+        (shop, "said", None),
+    ):
+        where.clear(tags=[tag])
+        assert shop.get("k") == left
+    assert shop.get_or_set("k", load, 60, tags=["given"]) == "v"
+    shop.clear(tags=["given"])
+    assert shop.get("k") is None
