@@ -292,21 +292,6 @@ def test_keys_are_told_over_the_socket_alone() -> None:
 # ── with Redis and another host
 
 
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def hosts(
-    redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Host, Host]]:
-    with ExitStack() as stack:
-        one, other = make_hosts(tmp_path_factory.mktemp("hosts"), redis, stack)
-        yield one, other
-
-
 def of(host: Host, key: str) -> dict[str, Any]:
     found = host.cache.explain(key)
     assert found is not None
