@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Final
 
 from bi_performance.checks import Key, key_bytes
@@ -30,9 +31,10 @@ def breakdown_args(by: str, limit: int) -> dict[str, Any]:
     return {"by": by, "limit": limit}
 
 
-class AsyncInsight:
+class AsyncInsight(ABC):
     """Of PerformanceCache."""
 
+    @abstractmethod
     async def _ask(
         self,
         method: str,
@@ -41,7 +43,7 @@ class AsyncInsight:
         seconds: float = EXPLAIN_TIMEOUT,
         repeatable: bool = True,
     ) -> Any:
-        raise NotImplementedError
+        """The daemon's answer, or None when it is away."""
 
     async def stats(self) -> dict[str, Any] | None:
         """The cache's figures for the whole host, or None when the daemon is away."""
@@ -86,9 +88,10 @@ class AsyncInsight:
         return answer
 
 
-class SyncInsight:
+class SyncInsight(ABC):
     """Of SyncCache. See AsyncInsight."""
 
+    @abstractmethod
     def _ask(
         self,
         method: str,
@@ -97,7 +100,7 @@ class SyncInsight:
         seconds: float = EXPLAIN_TIMEOUT,
         repeatable: bool = True,
     ) -> Any:
-        raise NotImplementedError
+        """The daemon's answer, or None when it is away."""
 
     def stats(self) -> dict[str, Any] | None:
         """The cache's figures for the whole host, or None when the daemon is away."""
