@@ -42,6 +42,8 @@ class Tracking:
     def __init__(self, shard: Shard, codec: Codec) -> None:
         self._shard = shard
         self._client: int | None = None
+        self._tracked: int | None = None
+        """The client that was told of what a writing connection changed."""
         self._connection: Connection | None = None
         self.refused: str | None = None
         """Why this Redis does not tell of foreign writes."""
@@ -52,7 +54,7 @@ class Tracking:
 
     @property
     def active(self) -> bool:
-        return self._client is not None
+        return self._client is not None and self._client == self._tracked
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -102,6 +104,7 @@ class Tracking:
         if isinstance(replies[1], Exception):
             raise NotTracked(shard.explain(replies[1]))
         self.refused = None
+        self._tracked = client
         while True:
             news = await trio.to_thread.run_sync(
                 partial(_hear, connection), limiter=shard.limiter, abandon_on_cancel=True
@@ -127,7 +130,8 @@ class Tracking:
         """In a thread: have a new writing connection tell ours."""
         client = self._client
         if client is not None:
-            self.gaps += 1
+            # Another took its place, or this is the first.
+            self.gaps += client == self._tracked
             exchange(connection, [self._wanted(client)])
 
     async def _take(self, news: list[Any]) -> None:
