@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bi_performance_wire.commands import COMMANDS
+from bi_performance_wire.commands import COMMANDS, Command
 from support.clients import RawClient
 from support.daemon import PLAIN, DaemonProcess
 from support.terminal import on_a_terminal
@@ -79,14 +79,14 @@ def test_the_seed_s_commands_work(say: Seen) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in COMMANDS if row.cli and row.example])
-def test_every_example_of_the_help_works(say: Seen, row: object) -> None:
-    example: str = getattr(row, "example")  # noqa: B009 (parametrize gives object)
+def test_every_example_of_the_help_works(say: Seen, row: Command) -> None:
+    assert row.cli and row.example
     with RawClient(say.daemon.socket) as client:
         client.result(
             "cache.set_many", items=[["greeting", "hello"], ["https://example.com/", "p"]]
         )
-    shown = say(*str(getattr(row, "cli")).split(), "--help")  # noqa: B009
-    for line in example.splitlines():
+    shown = say(*row.cli.split(), "--help")
+    for line in row.example.splitlines():
         say(*(word.strip("'") for word in line.split()[1:]))
         assert line in shown
 
